@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from planner.costs import stall
+from planner.costs.working_set import step_bytes
 from planner.errors import ConfigError, InputError
 from planner.families import BaseInput, DraftInput
 from planner.families.config import saved_dtype
@@ -118,7 +119,17 @@ def resolve_request(request: Request) -> tuple[Options, Inventory]:
     Raise InputError for options that exclude each other or exceed the model.
     """
     dtype = resolve_dtype(request.wanted, request.base, request.inventory)
-    return resolve(request.wanted, dtype, request.base, request.draft), request.inventory.at(dtype)
+    options = resolve(request.wanted, dtype, request.base, request.draft)
+    return options, inventory_for(request, options)
+
+
+def inventory_for(request: Request, options: Options) -> Inventory:
+    """Return the devices with their rates in the dtype, measured ones for as many bytes as a step reads."""
+    if not any(device.measured for device in request.inventory.devices):
+        return request.inventory.at(options.dtype)
+    drafter = request.draft.draft if request.draft else None
+    nbytes = step_bytes(request.base.model, drafter, options)
+    return request.inventory.at(options.dtype, nbytes)
 
 
 def resolve_dtype(wanted: Wanted, base: BaseInput, inventory: HardwareInventory) -> DType:

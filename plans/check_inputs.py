@@ -7,11 +7,13 @@ dimensions here and there, shares by these sizes and bytes by the memory of the 
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 from plans.artifact import DEVICE_ID, DEVICE_UUID
 from plans.check_model import MOST_SIZE, check_draft, check_model
 from plans.cpu_times import fixed_times
+from plans.roofs import is_below, roof_of, roofs_of
 from plans.schema import (
     SCHEMA_MAJOR,
     Device,
@@ -19,6 +21,7 @@ from plans.schema import (
     Link,
     Options,
     Plan,
+    ProductRates,
     Together,
     Tree,
 )
@@ -299,7 +302,33 @@ def _check_device(path: str, device: Device, hosts: tuple[str, ...]) -> Iterator
     for name in ("bandwidth_bytes_per_s", "flops_per_s"):
         if getattr(device, name) < 1:
             yield bad(f"{path}.{name}", getattr(device, name), "at least 1")
+    yield from _check_products(path, device)
     yield from _check_together(path, device)
+
+
+def _check_products(path: str, own: Device | Together) -> Iterator[Violation]:
+    """Check that the rates of products lead from the bandwidth to the rate along a convex curve."""
+    if own.measured is None:
+        return
+    path, products = f"{path}.measured.products", own.measured.products
+    if len(products) < 2:
+        yield bad(path, f"{len(products)} products", "at least two")
+        return
+    ends, known = (
+        (first.bandwidth_bytes_per_s, last.flops_per_s) for first, last in ((products[0], products[-1]), (own, own))
+    )
+    if ends != known:
+        yield bad(path, f"first bandwidth and last rate {ends}", f"those of the device, {known}")
+    for i, (one, other) in enumerate(pairwise(products)):
+        p, q, divisor = roof_of(one, other)
+        if min(p, q) < 0 or divisor <= 0 or min(other.bandwidth_bytes_per_s, one.flops_per_s) < 1:
+            found = f"{other.bandwidth_bytes_per_s} bytes and {other.flops_per_s} operations per second"
+            yield bad(f"{path}[{i + 1}]", found, "fewer bytes and more operations than of the one before")
+            return
+    roofs = roofs_of(own)
+    for i, rates in enumerate(products):
+        if not is_below(roofs, rates):
+            yield bad(f"{path}[{i}]", "a product that others make slower", "products on a convex curve")
 
 
 def _check_together(path: str, device: Device) -> Iterator[Violation]:
@@ -314,6 +343,10 @@ def _check_together(path: str, device: Device) -> Iterator[Violation]:
             most = getattr(fewer, name)
             if not 1 <= getattr(own, name) <= most:
                 yield bad(f"{where}.{name}", getattr(own, name), f"from 1 to {most}, the rate with fewer devices")
+        yield from _check_products(where, own)
+        both = ProductRates(bandwidth_bytes_per_s=own.bandwidth_bytes_per_s, flops_per_s=own.flops_per_s)
+        if not all(is_below(roofs_of(fewer), rates) for rates in (own.measured.products if own.measured else (both,))):
+            yield bad(f"{where}.measured.products", "a product that is faster", "none faster than with fewer devices")
         for (name, given_ns, ns), (_, _, least_ns) in zip(fixed_times(own), fixed_times(fewer), strict=True):
             if ns < least_ns:
                 value = ns if given_ns is not None else f"nothing, which means {ns}"

@@ -294,7 +294,7 @@ def _figures(device: Device) -> tuple[object, ...]:
     return (
         *(device.type, device.kind, device.reported_name, device.memory_bytes, device.reserve_bytes),
         *(device.bandwidth_bytes_per_s, device.flops_per_s, device.overhead_ns, device.compute_capability),
-        *(device.pass_ns, device.table_ns, device.together),
+        *(device.pass_ns, device.table_ns, device.measured, device.together),
     )
 
 

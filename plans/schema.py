@@ -48,6 +48,27 @@ class NewerSchemaError(PlanError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ProductRates:
+    """Rates of a matrix product of some number of rows: of the bytes of its weights, and of its operations."""
+
+    bandwidth_bytes_per_s: int
+    flops_per_s: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MeasuredRates:
+    """What more is known of a CPU whose products and steps were measured."""
+
+    products: tuple[ProductRates, ...]
+    """Rates of products by rising rows, the first with the bandwidth of the device and the last with its rate; what
+    lies between two of them takes time in proportion (``plans.roofs``)."""
+    row_ns: int
+    """Time of a row in a layer for every 1024 values of a hidden state: norms, rotation, activation."""
+    tree_ns: int
+    """Time that a step with a tree takes longer besides its rows: the mask, and the walk along the tree."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Together:
     """Rates of a device while several devices of its host compute at once, with which it shares cores or memory."""
 
@@ -58,6 +79,7 @@ class Together:
     overhead_ns: int
     pass_ns: int | None = None
     table_ns: int | None = None
+    measured: MeasuredRates | None = None
     """All as those of the device."""
 
 
@@ -93,6 +115,8 @@ class Device:
     table_ns: int | None = None
     """Of a CPU, fixed time of the embedding, and of the lm_head with what the host does in a step; None:
     ``overhead_ns``."""
+    measured: MeasuredRates | None = None
+    """None: work takes the longer of reading and arithmetic, and a row no time of its own."""
     together: tuple[Together, ...] | None = None
     """Rates by the devices of the host that compute at once, whose numbers rise from 2; the fields above are those of
     the device alone. None: it has them whoever computes beside it."""

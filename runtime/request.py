@@ -108,12 +108,13 @@ class Piece(str):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankTimings:
-    """Time of all steps of one request on one rank, in ns; see ``runtime.comm.progress.Timings``."""
+    """Times of the steps of one request on one rank, in ns; see ``runtime.comm.progress.Timings``."""
 
-    parts: dict[str, int]
-    """By part of a step, without the wait for other parts."""
+    steps: tuple[int, ...]
+    parts: dict[str, tuple[int, ...]]
+    """By part of a step, of every step, without the wait for other parts."""
     groups: dict[str, int]
-    """By group of ranks: time inside its collectives, waiting included."""
+    """By group of ranks: time of all steps inside its collectives, waiting included."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

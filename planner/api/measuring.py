@@ -22,6 +22,7 @@ from typing import Any
 from planner.api.compiling import compile as compile_images
 from planner.api.planning import plan as plan_model
 from planner.costs.topology import together
+from planner.costs.working_set import step_bytes
 from planner.errors import DetectionError, InputError
 from planner.hardware.inventory import parse_inventory
 from planner.hardware.measured import (
@@ -29,13 +30,14 @@ from planner.hardware.measured import (
     Figure,
     MeasuredLink,
     device_data,
-    figure_of,
     link_data,
     link_of,
     rates_of,
 )
 from planner.problem.placed import draft_ns, parts_ns
+from plans.cpu_times import ROW_VALUES
 from plans.schema import Device, Plan, Tree
+from plans.step import verify_rows
 from plans.strict_yaml import dump_yaml
 
 LONGEST_S = 60
@@ -43,8 +45,10 @@ LONGEST_S = 60
 CALIBRATION_S = 40
 """Time after which ``calibrate`` ends by itself, with a reason."""
 MODULE = "runtime"
-TREE = Tree(kind="dynamic", total_token=8, depth=3, top_k=2, paths=None)
-BENCH = ("--json", "--quiet", "--repeats", "3", "--prompt-tokens", "8", "--max-new-tokens", "48")
+TREE = Tree(kind="dynamic", total_token=16, depth=3, top_k=4, paths=None)
+CONTEXT = 128
+BENCH = ("--json", "--quiet", "--repeats", "3", "--prompt-tokens", "80", "--max-new-tokens", "32")
+"""Positions near the context, whose attention is what is predicted."""
 BENCHES = 4
 UNIT_NS = 1_000_000
 
@@ -67,8 +71,7 @@ def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
         raise InputError(f"{where}: no CPU device, and GPUs are not measured: their figures stay as they are")
     samples = calibrated(len(cpus))
     link = link_of(samples)
-    rates = [Computing(devices=devices, rates=own) for devices, own in sorted(rates_of(samples).items())]
-    measured = device_data(with_fixed_times(rates, link, samples["threads"]))
+    measured = device_data(with_fixed_times(rates_of(samples), link, samples["threads"]))
     hosts = [
         host
         | {"devices": [_with_measured(own, measured) if own["id"] in cpus else own for own in host["devices"]]}
@@ -114,27 +117,32 @@ def demo_plan(directory: Path, devices: int) -> Plan:
     """Plan and compile the demo model into ``directory``/plan, on one group of so many CPUs; return the plan."""
     directory.mkdir()
     # Dividing is the best plan on devices that are as slow as this.
-    slow = {"type": "cpu", "memory": "1 GiB", "bandwidth": "1 MB/s", "flops": "1 MFLOP/s"}
+    slow = {"type": "cpu", "memory": "1 GiB", "bandwidth": "10 MB/s", "flops": "10 MFLOP/s"}
     inventory = directory / "inventory.yaml"
     host = {"name": "box0", "devices": [{"id": f"cpu{number}"} | slow for number in range(devices)]}
     inventory.write_text(dump_yaml({"hosts": [host]}))
-    result = plan_model(inventory=inventory, tree=TREE, context=128)
+    result = plan_model(inventory=inventory, tree=TREE, context=CONTEXT)
     result.write(directory / "plan")
     compile_images(directory / "plan")
     return result.plan
 
 
 def timed(directory: Path) -> dict[str, int]:
-    """Return ns as the runtime takes them: of embedding with lm_head and commit in plain steps, of layers in plain and
-    in EAGLE's, and of the drafter.
+    """Return the least ns as the runtime takes them: of embedding with lm_head and commit, and of layers, in plain and
+    in EAGLE's steps, and of the drafter.
     """
-    parts = {
-        mode["name"]: {part["name"]: part["measured_ns"] for part in mode["parts"]}
+    plain, eagle = (
+        {part["name"]: part["least_ns"] for part in mode["parts"]}
         for mode in _output("bench", str(directory), *BENCH)["modes"]
+    )
+    tables, tree_tables = (sum(mode[name] for name in ("embed", "head", "commit")) for mode in (plain, eagle))
+    return {
+        "tables": tables,
+        "tree_tables": tree_tables,
+        "layers": plain["stages[0]"],
+        "tree_layers": eagle["stages[0]"],
+        "drafter": eagle["draft"],
     }
-    tables = sum(parts["plain"][name] for name in ("embed", "head", "commit"))
-    layers, tree_layers = (parts[mode]["stages[0]"] for mode in ("plain", "eagle"))
-    return {"tables": tables, "layers": layers, "tree_layers": tree_layers, "drafter": parts["eagle"]["draft"]}
 
 
 def priced(plan: Plan, computing: Sequence[Computing], link: MeasuredLink | None) -> Plan:
@@ -143,30 +151,34 @@ def priced(plan: Plan, computing: Sequence[Computing], link: MeasuredLink | None
     device = {"type": "cpu", "memory": "1 GiB", "bandwidth": "1 MB/s", "measured": device_data(computing)}
     devices = [{"id": own.id} | device for own in plan.inventory.devices]
     inventory = parse_inventory({"hosts": [{"name": "box0", "devices": devices} | links]}, "measured")
-    listed = inventory.at(plan.options.dtype)
+    listed = inventory.at(plan.options.dtype, step_bytes(plan.model, plan.draft, plan.options))
     at_work = tuple(together(own, len(devices)) for own in listed.devices)
     return replace(plan, inventory=replace(listed, devices=tuple(replace(own, together=None) for own in at_work)))
 
 
 def _fixed_times(own: Computing, plan: Plan, measured_ns: Mapping[str, int]) -> Computing:
     """Return figures with the fixed times by which the parts of steps take what was measured."""
-    # Of one row the weights, which a cache holds, are read faster than predicted; with the rows of a tree it does not
-    # matter, but attention does. The fixed time of a layer is between the two.
-    layers = figure_of(
-        [
-            _explained(plan, part_ns, lambda device, ns: replace(device, overhead_ns=ns), measured_ns[name])
-            for name, part_ns in (("layers", _layers_ns), ("tree_layers", _tree_layers_ns))
-        ]
+    # a layer's time grows with the rows, whose norms and activations are no products
+    one, tree = (
+        _explained(plan, part_ns, lambda device, ns: replace(device, overhead_ns=ns), measured_ns[name])
+        for name, part_ns in (("layers", _layers_ns), ("tree_layers", _tree_layers_ns))
     )
+    row = max(0, tree - one) // (verify_rows(plan.options) - 1)
+    overhead, row_ns = max(0, one - row), row * ROW_VALUES // plan.model.hidden_size
     table = _explained(plan, _tables_ns, lambda device, ns: replace(device, table_ns=ns), measured_ns["tables"])
-    known = _with(plan, lambda device: replace(device, overhead_ns=layers.median))
+    known = _with(plan, partial(_with_times, overhead_ns=overhead, table_ns=table, row_ns=row_ns))
+    walk = max(0, measured_ns["tree_tables"] - _tree_tables_ns(known))
     drafter = _explained(known, _drafter_ns, lambda device, ns: replace(device, pass_ns=ns), measured_ns["drafter"])
-    return replace(
-        own,
-        overhead=layers,
-        drafter_pass=Figure(median=drafter, spread=0),
-        table=Figure(median=table, spread=0),
+    overhead_of, pass_of, table_of, row_of, tree_of = (
+        Figure(value=ns, spread=0) for ns in (overhead, drafter, table, row_ns, walk)
     )
+    return replace(own, overhead=overhead_of, drafter_pass=pass_of, table=table_of, row=row_of, tree=tree_of)
+
+
+def _with_times(device: Device, *, overhead_ns: int, table_ns: int, row_ns: int) -> Device:
+    assert device.measured is not None, "the demo model's dtype is among those that are measured"
+    measured = replace(device.measured, row_ns=row_ns)
+    return replace(device, overhead_ns=overhead_ns, table_ns=table_ns, measured=measured)
 
 
 def _layers_ns(plan: Plan) -> int:
@@ -179,6 +191,11 @@ def _tree_layers_ns(plan: Plan) -> int:
 
 def _tables_ns(plan: Plan) -> int:
     embed_ns, _, head_ns = parts_ns(plan, replace(plan.options, tree=None))
+    return embed_ns + head_ns
+
+
+def _tree_tables_ns(plan: Plan) -> int:
+    embed_ns, _, head_ns = parts_ns(plan, plan.options)
     return embed_ns + head_ns
 
 
@@ -237,6 +254,6 @@ def _lines(samples: dict[str, Any], cpus: list[str], others: list[str]) -> list[
     lines = [f"measured: {', '.join(cpus)}: {shared}; {threads} thread{'s' if threads > 1 else ''} each"]
     link = link_of(samples)
     for members, own in sorted(link.groups.items()) if link else ():
-        took = f"{own.median / 1000:.0f} us, spread {own.spread / 1000:.0f} us"
+        took = f"{own.value / 1000:.0f} us, spread {own.spread / 1000:.0f} us"
         lines.append(f"sum of {members} processes through shared memory: {took}")
     return [*lines, f"not measured, figures stay: links with GPUs, {', '.join(others)}"] if others else lines

@@ -69,9 +69,9 @@ class Kernels:
     tree_step_ns: int = 0
     """More of a step with a drafter."""
 
-    def layer_ns(self, device: Device, mlp: Mlp) -> int:
-        """Return the fixed time of a layer."""
-        return _kernels_ns(device, self.layer + self._of_experts(mlp), 1)
+    def layer_ns(self, device: Device, mlp: Mlp, values: int = 0) -> int:
+        """Return the fixed time of a layer, with that of rows of so many values of hidden states in all."""
+        return _kernels_ns(device, self.layer + self._of_experts(mlp), 1) + cpu_times.rows_ns(device, values)
 
     def divided_ns(self, device: Device, share: KvShare, kv_rows: int) -> int:
         """Return what a layer takes longer where devices divide its KV cache, of which rows attend to ``kv_rows``."""
@@ -101,16 +101,20 @@ class Kernels:
             return cpu_times.table_ns(device)
         return _kernels_ns(device, self.embed + self.divided_embed * (members > 1), 0)
 
-    def lm_head_ns(self, device: Device) -> int:
-        """Return the fixed time of the final norm, the lm_head, the walk, the commit, and of the host behind them."""
+    def lm_head_ns(self, device: Device, *, walks: bool) -> int:
+        """Return the fixed time of the final norm, the lm_head, the walk, the commit, and of the host behind them.
+
+        ``walks``: the step has a tree.
+        """
         if device.kind == "cpu":
-            return cpu_times.table_ns(device)
+            return cpu_times.table_ns(device) + walks * cpu_times.tree_ns(device)
         return _kernels_ns(device, self.lm_head, 0) + self.between_steps_ns
 
-    def pass_ns(self, device: Device, num_layers: int) -> int:
-        """Return the fixed time of one pass of a drafter with so many layers."""
+    def pass_ns(self, device: Device, num_layers: int, values: int = 0) -> int:
+        """Return the fixed time of one pass of a drafter with so many layers, ``values`` as of a layer."""
         if device.kind == "cpu":
-            return cpu_times.pass_ns(device) + num_layers * device.overhead_ns
+            layer_ns = device.overhead_ns + cpu_times.rows_ns(device, values)
+            return cpu_times.pass_ns(device) + num_layers * layer_ns
         return _kernels_ns(device, self.drafter_pass + num_layers * self.layer, 0)
 
     def draft_step_ns(self, device: Device) -> int:

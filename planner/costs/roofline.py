@@ -1,7 +1,8 @@
 """Predicted time: pure functions of bytes, floating-point operations, a device and a link.
 
 A share is limited by its memory traffic or by its arithmetic, whichever takes longer (the roofline model), at the parts
-of a datasheet's rates in ``planner.efficiency``. Integers, rounded up, so that every machine agrees.
+of a datasheet's rates in ``planner.efficiency``; on a device that was measured also by both (``plans.roofs``).
+Integers, rounded up, so that every machine agrees.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from math import prod
 
 from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY
 from planner.integers import PS_PER_NS, PS_PER_S, ceil_div, rounds
+from plans.roofs import roofs_of
 from plans.schema import Device, Link
 
 REDUCTION_BYTES_PER_S = 180 * 10**9
@@ -18,13 +20,25 @@ REDUCTION_BYTES_PER_S = 180 * 10**9
 (https://github.com/sgl-project/sglang/pull/2904)."""
 
 
-def share_ps(device: Device, traffic_bytes: int, flops: int) -> int:
-    """Time in ps in which ``device`` reads ``traffic_bytes`` and performs ``flops``."""
-    memory = ceil_div(
-        traffic_bytes * PS_PER_S * BANDWIDTH_EFFICIENCY[1], device.bandwidth_bytes_per_s * BANDWIDTH_EFFICIENCY[0]
+ATTENTION = (5, 2)
+"""Time of an operation of attention over one of products on a CPU: 15 and 38 GFLOP/s of float32 on one core with AVX2,
+32 rows of 8 heads of 24 dims over 256 positions."""
+
+
+def share_ps(device: Device, traffic_bytes: int, flops: int, attends: int = 0) -> int:
+    """Time in ps in which ``device`` reads ``traffic_bytes`` and performs ``flops``.
+
+    ``attends``: those of them that are of attention; where products were measured they take ATTENTION times as long.
+    """
+    if device.measured is not None:
+        flops += ceil_div(attends * (ATTENTION[0] - ATTENTION[1]), ATTENTION[1])
+    (bytes_part, bytes_whole), (flops_part, flops_whole) = BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY
+    nominal_bytes, nominal_flops = traffic_bytes * bytes_whole * flops_part, flops * flops_whole * bytes_part
+    divided = bytes_part * flops_part
+    return max(
+        ceil_div((nominal_bytes * p + nominal_flops * q) * PS_PER_S, divisor * divided)
+        for p, q, divisor in roofs_of(device)
     )
-    arithmetic = ceil_div(flops * PS_PER_S * FLOPS_EFFICIENCY[1], device.flops_per_s * FLOPS_EFFICIENCY[0])
-    return max(memory, arithmetic)
 
 
 def share_ns(device: Device, traffic_bytes: int, flops: int) -> int:

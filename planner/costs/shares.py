@@ -15,8 +15,8 @@ from math import prod
 from planner.costs import memory
 from planner.costs.coded import read_bytes
 from planner.costs.fixed_work import CAPTURED, Kernels
-from planner.costs.roofline import Tier, all_gather_ns, all_reduce_ns, share_ns, share_ps, touched_bytes
-from planner.integers import ceil_div
+from planner.costs.roofline import Tier, all_gather_ns, all_reduce_ns, share_ps, touched_bytes
+from planner.integers import PS_PER_NS, ceil_div
 from plans import slots
 from plans.buffers import (
     Buffer,
@@ -71,12 +71,14 @@ class Work:
 
     traffic_bytes: int
     flops: int
+    attends: int = 0
+    """Operations among ``flops`` that are of scores and weighted sums, which a CPU does more slowly."""
 
     def ns(self, device: Device) -> int:
-        return share_ns(device, self.traffic_bytes, self.flops)
+        return ceil_div(self.ps(device), PS_PER_NS)
 
     def ps(self, device: Device) -> int:
-        return share_ps(device, self.traffic_bytes, self.flops)
+        return share_ps(device, self.traffic_bytes, self.flops, self.attends)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,7 +123,8 @@ def attention_work(attention: Attention, sizes: Pass, share: KvShare, cache_byte
     parameters = qkv + out * sizes.hidden
     weights = read_bytes(attention.qkv_format, qkv // sizes.inputs, sizes.inputs, sizes.width)
     weights += read_bytes(attention.o_format, sizes.hidden, out, sizes.width)
-    return Work(traffic_bytes=weights + cache_bytes, flops=2 * rows * parameters + 4 * rows * keys * wide)
+    attends = 4 * rows * keys * wide
+    return Work(traffic_bytes=weights + cache_bytes, flops=2 * rows * parameters + attends, attends=attends)
 
 
 def exchange_ns(attention: Attention, sizes: Pass, share: KvShare, tiers: Callable[[int], Sequence[Tier]]) -> int:
@@ -391,6 +394,7 @@ class DraftShares:
             return Work(
                 traffic_bytes=sum(layer.traffic_bytes for layer in layers) + fc * sizes.width,
                 flops=sum(layer.flops for layer in layers) + 2 * sizes.rows * fc,
+                attends=sum(layer.attends for layer in layers),
             )
 
         return cache(work)
@@ -399,6 +403,14 @@ class DraftShares:
     def unit_bytes(self) -> int:
         """Bytes of one MLP unit of every layer."""
         return memory.draft_mlp(self.draft, self.options.dtype, True).slope
+
+    @property
+    def divided_bytes(self) -> int:
+        """Bytes of the MLPs and of the lm_head that a pass reads, of all their units and rows."""
+        draft, width, rows = self.draft, DTYPE_BYTES[self.options.dtype], self.passes[0][0].rows
+        units = draft.num_layers * draft.mlp.units * unit_work(draft.mlp, draft.hidden_size, width, rows).traffic_bytes
+        form, vocabulary = draft_head_format(self.model, draft), draft.draft_vocab_size
+        return units + rows_work(form, draft.hidden_size, width, vocabulary, rows).traffic_bytes
 
     def unit_ps(self, device: Device) -> int:
         """Return the time of one MLP unit of every layer, in all passes of a step."""

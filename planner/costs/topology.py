@@ -55,6 +55,7 @@ def together(device: Device, devices: int) -> Device:
         overhead_ns=rates.overhead_ns,
         pass_ns=rates.pass_ns,
         table_ns=rates.table_ns,
+        measured=rates.measured,
         together=None,
     )
 

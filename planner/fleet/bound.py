@@ -77,7 +77,9 @@ class StepBound:
             count * min(CAPTURED.layer_ns(device, layers.mlp) for device in inventory.devices)
             for count, layers in zip(self._layers, self._base.kinds, strict=True)
         )
-        tables = min(CAPTURED.embed_ns(device) + CAPTURED.lm_head_ns(device) for device in inventory.devices)
+        tables = min(
+            CAPTURED.embed_ns(device) + CAPTURED.lm_head_ns(device, walks=False) for device in inventory.devices
+        )
         return (sum(of_layers) + tables) * LOWERED
 
     def fixed_draft_ns(self, inventory: Inventory) -> int:
@@ -114,7 +116,8 @@ class StepBound:
 
     def _layer_ps(self, kind: int, device: Device) -> tuple[int, ...]:
         """Return the attention and the MLP of a layer, whole on a device."""
-        key = (kind, device.kind, device.bandwidth_bytes_per_s, device.flops_per_s, device.compute_capability)
+        rates = device.bandwidth_bytes_per_s, device.flops_per_s, device.measured
+        key = kind, device.kind, *rates, device.compute_capability
         if key not in self._known:
             layers = self._base.kinds[kind]
             attention = self._base.attention(kind, whole_heads(layers.attention.num_kv_heads)).ps(device)

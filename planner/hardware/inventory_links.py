@@ -121,11 +121,11 @@ def _link(fields: Mapping[str, Any], path: str) -> Link:
     if "measured" not in fields:
         return link
     own = parse_link(fields["measured"], f"{path}.measured")
-    bandwidth = link.bandwidth_bytes_per_s if own.bandwidth is None else own.bandwidth.median
-    link = dataclasses.replace(link, latency_ns=own.latency.median, bandwidth_bytes_per_s=bandwidth)
+    bandwidth = link.bandwidth_bytes_per_s if own.bandwidth is None else own.bandwidth.value
+    link = dataclasses.replace(link, latency_ns=own.latency.value, bandwidth_bytes_per_s=bandwidth)
     if not own.groups:
         return link
     # A larger group takes no less time: what seems so is noise.
-    longest = accumulate((own.groups[members].median for members in sorted(own.groups)), max)
+    longest = accumulate((own.groups[members].value for members in sorted(own.groups)), max)
     sums = (GroupSum(members=members, ns=ns) for members, ns in zip(sorted(own.groups), longest, strict=True))
     return dataclasses.replace(link, sums=tuple(sums))

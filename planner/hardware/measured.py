@@ -1,20 +1,24 @@
-"""Measured figures of an inventory: medians with their spread, from samples of the runtime, and as fields of a file.
+"""Measured figures of an inventory: what the best tenth of some rounds reach, with their spread, from samples of the
+runtime, and as fields of a file.
 
-The spread is the interquartile range: half of the samples are within it. Samples are what ``python -m runtime
-calibrate`` prints, times in ns of products and of all-reduces (``runtime.calibration``), the least of each of several
-rounds; what was not sampled keeps the figure that the file or the catalogue gives.
+Other programs make a sample worse and none better, so that the best rounds tell most of the machine, and differ least
+from one measurement to the next. The spread is the interquartile range of the rounds: how busy it was.
+Samples are what ``python -m runtime calibrate`` prints, times in ns of products and of all-reduces
+(``runtime.calibration``); what was not sampled keeps the figure that the file or the catalogue gives.
 
     together    rates and overhead while 2, 4, ... and all devices of the machine compute at once
+    cached      rates of weights of so many bytes in all, which stay in a cache from one step to the next
     bandwidth   bytes of the weights of a product of one row / time, by dtype
-    rates       floating-point operations of a product of 1, 8 and 60 rows / time, by dtype
-    overhead    of a layer, ``pass`` of a drafter's pass, and ``table`` of embedding and lm_head, by which the parts of
-                plain and EAGLE steps of a small plan take what they took (``planner.api.measuring``)
+    rates       floating-point operations of a product of 1, 4, 8, 16 and 60 rows / time, by dtype
+    overhead    of a layer, ``row`` of each row in it, ``pass`` of a drafter's pass, ``table`` of embedding and lm_head,
+                and ``tree`` of a step with one, by which the parts of plain and EAGLE steps of a small plan take what
+                they took (``planner.api.measuring``)
     groups      all-reduce of a short message, by the size of the group
     latency     of a short message to a process that sleeps, as those of other stages do
     bandwidth   of links: 2 (n - 1) / n of the bytes that a longer message has more / the time that it takes more
 
-Predicted times take the bandwidth and the rate of the most rows whole, without the parts that datasheets are given
-(``planner.efficiency``).
+Predicted times take them whole, without the parts that datasheets are given (``planner.efficiency``), and between two
+numbers of rows in proportion (``plans.roofs``).
 """
 
 import statistics
@@ -36,9 +40,9 @@ DIGITS = 4
 class Figure:
     """A quantity in base units."""
 
-    median: int
+    value: int
     spread: int
-    """Third quartile less the first."""
+    """Third quartile of the samples less the first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,10 +54,15 @@ class Rates:
     products: Mapping[int, Figure]
     """Operations per second, by rows."""
 
-    @property
-    def flops(self) -> int:
-        """Rate of the product of the most rows, which arithmetic limits."""
-        return self.products[max(self.products)].median
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cached:
+    """Rates of weights that a cache holds."""
+
+    nbytes: int
+    """Bytes of all weights of a step with which they were measured."""
+    rates: Mapping[str, Rates]
+    """By dtype."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,12 +72,18 @@ class Computing:
     devices: int
     rates: Mapping[str, Rates]
     """By dtype; those of one that is missing are as with fewer devices."""
+    cached: Cached | None = None
+    """None: as with fewer devices."""
     overhead: Figure | None = None
     """Ns of ``Device.overhead_ns``; None: as with fewer devices."""
     drafter_pass: Figure | None = None
     """Ns of ``Device.pass_ns``; None: as with fewer devices."""
     table: Figure | None = None
     """Ns of ``Device.table_ns``; None: as with fewer devices."""
+    row: Figure | None = None
+    """Ns of ``MeasuredRates.row_ns``; None: as with fewer devices."""
+    tree: Figure | None = None
+    """Ns of ``MeasuredRates.tree_ns``; None: as with fewer devices."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,37 +98,52 @@ class MeasuredLink:
     """Ns of an all-reduce of a short message, by members."""
 
 
-FIXED = ("overhead", "pass", "table")
+FIXED = ("overhead", "pass", "table", "row", "tree")
 """Fields of fixed times."""
+COMPUTING = (*FIXED, *DTYPE_BYTES, "cached")
+"""Fields of a device while some number of them compute."""
 
 # ---- from samples ----
 
 
-def figure_of(samples: Sequence[float]) -> Figure:
-    """Return median and spread of at least two samples, to DIGITS significant digits."""
-    first, median, third = statistics.quantiles(samples, n=4, method="inclusive")
-    return Figure(median=int(float(f"{median:.{DIGITS}g}")), spread=int(float(f"{third - first:.{DIGITS}g}")))
+def time_of(samples_ns: Sequence[float]) -> Figure:
+    """Return the time within which the best tenth of at least two samples are, with the spread of all."""
+    ordered = statistics.quantiles(samples_ns, n=20, method="inclusive")
+    return Figure(value=_rounded(ordered[1]), spread=_rounded(ordered[14] - ordered[4]))
 
 
-def rates_of(samples: Mapping[str, Any]) -> dict[int, dict[str, Rates]]:
-    """Return the rates by devices that compute at once and dtype, from what the runtime printed."""
+def rate_of(amount: int, samples_ns: Sequence[float]) -> Figure:
+    """Return the rate per second of so much work that the best tenth of the samples reach, with the spread of all."""
+    ordered = statistics.quantiles([amount * NS_PER_S / ns for ns in samples_ns], n=20, method="inclusive")
+    return Figure(value=_rounded(ordered[17]), spread=_rounded(ordered[14] - ordered[4]))
+
+
+def _rounded(value: float) -> int:
+    return int(float(f"{value:.{DIGITS}g}"))
+
+
+def rates_of(samples: Mapping[str, Any]) -> tuple[Computing, ...]:
+    """Return the rates by rising numbers of devices that compute at once, from what the runtime printed."""
+    return tuple(
+        Computing(
+            devices=int(devices),
+            rates=_rates_of(by_held["memory"], samples["values"]["memory"]),
+            cached=Cached(
+                nbytes=samples["cached_bytes"], rates=_rates_of(by_held["cached"], samples["values"]["cached"])
+            ),
+        )
+        for devices, by_held in sorted(samples["products_ns"].items(), key=lambda own: int(own[0]))
+    )
+
+
+def _rates_of(times: Mapping[str, Any], values: int) -> dict[str, Rates]:
     return {
-        int(devices): _rates_of(by_dtype, samples["values"]) for devices, by_dtype in samples["products_ns"].items()
+        dtype: Rates(
+            bandwidth=rate_of(values * DTYPE_BYTES[dtype], by_rows["1"]),
+            products={int(rows): rate_of(2 * int(rows) * values, times_ns) for rows, times_ns in by_rows.items()},
+        )
+        for dtype, by_rows in times.items()
     }
-
-
-def _rates_of(times: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Rates]:
-    rates = {}
-    for dtype, by_rows in times.items():
-        values = {rows: sizes[rows] for rows in by_rows}
-        width = DTYPE_BYTES[dtype]
-        read = figure_of([values["1"] * width * NS_PER_S / ns for ns in by_rows["1"]])
-        products = {
-            int(rows): figure_of([2 * int(rows) * values[rows] * NS_PER_S / ns for ns in times])
-            for rows, times in by_rows.items()
-        }
-        rates[dtype] = Rates(bandwidth=read, products=products)
-    return rates
 
 
 def link_of(samples: Mapping[str, Any]) -> MeasuredLink | None:
@@ -126,12 +156,11 @@ def link_of(samples: Mapping[str, Any]) -> MeasuredLink | None:
     bandwidth, groups = None, dict[int, Figure]()
     for members, sums in sorted(by_members.items()):
         (short_bytes, short), *_, (long_bytes, long) = sorted(sums)
-        groups[members] = figure_of(short)
+        groups[members] = time_of(short)
         more = [after - before for before, after in zip(sorted(short), sorted(long), strict=True)]
-        if statistics.median(more) > 0 and min(more) > 0:
-            ring_bytes = 2 * (members - 1) * (long_bytes - short_bytes) / members
-            bandwidth = figure_of([ring_bytes * NS_PER_S / ns for ns in more])
-    return MeasuredLink(latency=figure_of(samples["message_ns"]), bandwidth=bandwidth, groups=groups)
+        if min(more) > 0:
+            bandwidth = rate_of(2 * (members - 1) * (long_bytes - short_bytes) // members, more)
+    return MeasuredLink(latency=time_of(samples["message_ns"]), bandwidth=bandwidth, groups=groups)
 
 
 # ---- as fields ----
@@ -145,13 +174,22 @@ def device_data(measured: Sequence[Computing]) -> dict[str, Any]:
 
 
 def _computing_data(own: Computing) -> dict[str, Any]:
-    times = {"overhead": own.overhead, "pass": own.drafter_pass, "table": own.table}
-    return {name: _data(units.DURATION, time) for name, time in times.items() if time is not None} | {
+    values = (own.overhead, own.drafter_pass, own.table, own.row, own.tree)
+    times = dict(zip(FIXED, values, strict=True))
+    fixed = {name: _data(units.DURATION, time) for name, time in times.items() if time is not None}
+    if own.cached is None:
+        return fixed | _rates_data(own.rates)
+    cached = {"bytes": units.render(units.SIZE, own.cached.nbytes)} | _rates_data(own.cached.rates)
+    return fixed | _rates_data(own.rates) | {"cached": cached}
+
+
+def _rates_data(rates: Mapping[str, Rates]) -> dict[str, Any]:
+    return {
         dtype: {
-            "bandwidth": _data(units.BANDWIDTH, rates.bandwidth),
-            "rates": [{"rows": rows} | _data(units.RATE, product) for rows, product in sorted(rates.products.items())],
+            "bandwidth": _data(units.BANDWIDTH, own.bandwidth),
+            "rates": [{"rows": rows} | _data(units.RATE, product) for rows, product in sorted(own.products.items())],
         }
-        for dtype, rates in own.rates.items()
+        for dtype, own in rates.items()
     }
 
 
@@ -165,25 +203,47 @@ def link_data(link: MeasuredLink) -> dict[str, Any]:
 
 def parse_device(data: Any, path: str) -> tuple[Computing, ...]:
     """Return the field ``measured`` of a device, by rising numbers of devices; raise InventoryError for others."""
-    fields = mapping(data, f"{path}.", (*FIXED, *DTYPE_BYTES, "together"), "a mapping of overhead, pass and dtypes")
+    fields = mapping(data, f"{path}.", (*COMPUTING, "together"), "a mapping of overhead, pass and dtypes")
     measured = [_computing(fields, 1, path)]
     for position, entry in enumerate(sequence(fields.get("together", []), f"{path}.together", "figures by devices")):
         where = f"{path}.together[{position}]"
-        own = mapping(entry, f"{where}.", ("devices", *FIXED, *DTYPE_BYTES), "figures of so many devices at once")
+        own = mapping(entry, f"{where}.", ("devices", *COMPUTING), "figures of so many devices at once")
         measured.append(_computing(own, rising(own, "devices", measured[-1].devices, where), where))
+    _refuse_other_rows(measured, path)
     return tuple(measured)
+
+
+def _refuse_other_rows(measured: Sequence[Computing], path: str) -> None:
+    """Raise InventoryError where rates of a dtype are of products of other rows than those before."""
+    known: dict[str, list[int]] = {}
+    for own in measured:
+        for dtype, rates in (*own.rates.items(), *(own.cached.rates.items() if own.cached else ())):
+            rows = sorted(rates.products)
+            if rows != known.setdefault(dtype, rows):
+                raise InventoryError(f"{path}: {dtype}: found rates of {rows} rows, expected {known[dtype]} everywhere")
 
 
 def _computing(fields: Mapping[str, Any], devices: int, path: str) -> Computing:
     fixed = {name: _figure(fields[name], units.DURATION, f"{path}.{name}") for name in FIXED if name in fields}
-    rates = {dtype: _rates(fields[dtype], f"{path}.{dtype}") for dtype in DTYPE_BYTES if dtype in fields}
     return Computing(
         devices=devices,
-        rates=rates,
+        rates=_by_dtype(fields, path),
+        cached=_cached(fields["cached"], f"{path}.cached") if "cached" in fields else None,
         overhead=fixed.get("overhead"),
         drafter_pass=fixed.get("pass"),
         table=fixed.get("table"),
+        row=fixed.get("row"),
+        tree=fixed.get("tree"),
     )
+
+
+def _cached(data: Any, path: str) -> Cached:
+    fields = mapping(data, f"{path}.", ("bytes", *DTYPE_BYTES), "a mapping of bytes and dtypes")
+    return Cached(nbytes=figure(fields, "bytes", units.SIZE, None, path), rates=_by_dtype(fields, path))
+
+
+def _by_dtype(fields: Mapping[str, Any], path: str) -> dict[str, Rates]:
+    return {dtype: _rates(fields[dtype], f"{path}.{dtype}") for dtype in DTYPE_BYTES if dtype in fields}
 
 
 def parse_link(data: Any, path: str) -> MeasuredLink:
@@ -208,21 +268,21 @@ def _numbered(data: Any, quantity: units.Quantity, path: str, key: str) -> dict[
     figures: dict[int, Figure] = {}
     for position, entry in enumerate(sequence(data, path, f"a sequence of figures with {key}")):
         where = f"{path}[{position}]"
-        own = mapping(entry, f"{where}.", (key, "median", "spread"), f"a figure with {key}, median and spread")
+        own = mapping(entry, f"{where}.", (key, "value", "spread"), f"a figure with {key}, value and spread")
         number = rising(own, key, max(figures, default=0), where)
         figures[number] = _figure({name: own[name] for name in own if name != key}, quantity, where)
     return figures
 
 
 def _figure(data: Any, quantity: units.Quantity, path: str) -> Figure:
-    fields = mapping(data, f"{path}.", ("median", "spread"), "a mapping with median and spread")
+    fields = mapping(data, f"{path}.", ("value", "spread"), "a mapping with value and spread")
     if "spread" not in fields:
         raise InventoryError(f"{path}.spread: missing, expected a quantity like {quantity.example}")
     spread = units.parse(quantity, fields["spread"], f"{path}.spread")
-    if quantity is units.DURATION and "median" in fields:  # a fixed time may be too short to be told from none
-        return Figure(median=units.parse(quantity, fields["median"], f"{path}.median"), spread=spread)
-    return Figure(median=figure(fields, "median", quantity, None, path), spread=spread)
+    if quantity is units.DURATION and "value" in fields:  # a fixed time may be too short to be told from none
+        return Figure(value=units.parse(quantity, fields["value"], f"{path}.median"), spread=spread)
+    return Figure(value=figure(fields, "value", quantity, None, path), spread=spread)
 
 
 def _data(quantity: units.Quantity, own: Figure) -> dict[str, str]:
-    return {"median": units.render(quantity, own.median), "spread": units.render(quantity, own.spread)}
+    return {"value": units.render(quantity, own.value), "spread": units.render(quantity, own.spread)}

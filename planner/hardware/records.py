@@ -7,14 +7,16 @@ A dtype picks the rate (:meth:`HardwareInventory.at`), and the result is the inv
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY, nominal
-from planner.hardware.measured import Computing
+from planner.hardware.measured import Computing, Rates
 from plans.check_inputs import natural_key
 from plans.cpu_times import pass_ns, table_ns
-from plans.schema import Device, DType, Host, Inventory, Link, Together
+from plans.dtypes import DTYPE_BYTES
+from plans.roofs import is_below, roof_of
+from plans.schema import Device, DType, Host, Inventory, Link, MeasuredRates, ProductRates, Together
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,9 +46,12 @@ class ListedDevice:
     """Figures as they were measured, which count instead of the others: of the device alone, then of more that compute
     at once, by their numbers."""
 
-    def at(self, dtype: DType) -> Device:
-        """Return the device as it computes in ``dtype``; measured rates stand as those of a datasheet would."""
-        alone, *together = self._computing(dtype)
+    def at(self, dtype: DType, weights_bytes: int | None = None) -> Device:
+        """Return the device as it computes in ``dtype``; measured rates stand as those of a datasheet would.
+
+        ``weights_bytes``: of a step, which a cache may hold; None: it does not.
+        """
+        alone, *together = self._computing(dtype, weights_bytes)
         return Device(
             id=self.id,
             host=self.host,
@@ -63,10 +68,11 @@ class ListedDevice:
             compute_capability=self.compute_capability,
             pass_ns=alone.pass_ns,
             table_ns=alone.table_ns,
+            measured=alone.measured,
             together=tuple(together) or None,
         )
 
-    def _computing(self, dtype: DType) -> list[Together]:
+    def _computing(self, dtype: DType, weights_bytes: int | None) -> list[Together]:
         """Return the rates alone, then those with more devices, none of them faster."""
         listed = Together(
             devices=1,
@@ -80,25 +86,77 @@ class ListedDevice:
             return [listed, *self.together]
         rates = [listed]
         for own in self.measured:
-            rates.append(_measured(own, rates[-1], dtype))
-        return _no_faster(rates[1:])
+            rates.append(_measured(own, rates[-1], dtype, weights_bytes))
+        return [_with_convex_products(own) for own in _no_faster(rates[1:])]
 
 
-def _measured(own: Computing, otherwise: Together, dtype: DType) -> Together:
+def _measured(own: Computing, otherwise: Together, dtype: DType, weights_bytes: int | None) -> Together:
     """Return measured rates as those of a datasheet would stand; ``otherwise``: where nothing was measured."""
     rates = own.rates.get(dtype)
+    if own.cached is not None and weights_bytes is not None and weights_bytes <= own.cached.nbytes:
+        rates = own.cached.rates.get(dtype, rates)
+    more = otherwise.measured
     bandwidth, flops = otherwise.bandwidth_bytes_per_s, otherwise.flops_per_s
     if rates is not None:
-        bandwidth = nominal(rates.bandwidth.median, BANDWIDTH_EFFICIENCY)
-        flops = nominal(rates.flops, FLOPS_EFFICIENCY)
+        products = _products(rates, DTYPE_BYTES[dtype])
+        bandwidth, flops = products[0].bandwidth_bytes_per_s, products[-1].flops_per_s
+        more = MeasuredRates(products=products, row_ns=more.row_ns if more else 0, tree_ns=more.tree_ns if more else 0)
+    if more is not None:
+        more = replace(
+            more,
+            row_ns=more.row_ns if own.row is None else own.row.value,
+            tree_ns=more.tree_ns if own.tree is None else own.tree.value,
+        )
     return Together(
         devices=own.devices,
         bandwidth_bytes_per_s=bandwidth,
         flops_per_s=flops,
-        overhead_ns=otherwise.overhead_ns if own.overhead is None else own.overhead.median,
-        pass_ns=otherwise.pass_ns if own.drafter_pass is None else own.drafter_pass.median,
-        table_ns=otherwise.table_ns if own.table is None else own.table.median,
+        measured=more,
+        overhead_ns=otherwise.overhead_ns if own.overhead is None else own.overhead.value,
+        pass_ns=otherwise.pass_ns if own.drafter_pass is None else own.drafter_pass.value,
+        table_ns=otherwise.table_ns if own.table is None else own.table.value,
     )
+
+
+def _products(rates: Rates, width: int) -> tuple[ProductRates, ...]:
+    """Return the rates of products by rising rows, of which more take no less time, and no more for a row.
+
+    What seems otherwise is noise. One row is as fast as the weights are read. ``width``: bytes of a weight.
+    """
+    read = nominal(rates.bandwidth.value, BANDWIDTH_EFFICIENCY)
+    flops = nominal(2 * rates.bandwidth.value // width, FLOPS_EFFICIENCY)
+    products = [ProductRates(bandwidth_bytes_per_s=read, flops_per_s=flops)]
+    for rows, figure in sorted(rates.products.items()):
+        if rows > 1:
+            flops = max(nominal(figure.value, FLOPS_EFFICIENCY), flops)
+            measured = flops * FLOPS_EFFICIENCY[0] // FLOPS_EFFICIENCY[1]
+            read = min(nominal(measured * width // (2 * rows), BANDWIDTH_EFFICIENCY), read)
+            products.append(ProductRates(bandwidth_bytes_per_s=max(1, read), flops_per_s=flops))
+    return tuple(products)
+
+
+def _with_convex_products(own: Together) -> Together:
+    """Return rates without those of products that take longer than their neighbours' time in proportion, which
+    ``plans.roofs`` has no use for.
+    """
+    if own.measured is None:
+        return own
+    kept: list[ProductRates] = []
+    for product in own.measured.products:
+        while kept and _is_useless(kept, product):
+            kept.pop()
+        kept.append(product)
+    if len(kept) < 2:
+        return replace(own, measured=None)
+    ends = {"bandwidth_bytes_per_s": kept[0].bandwidth_bytes_per_s, "flops_per_s": kept[-1].flops_per_s}
+    return replace(own, measured=replace(own.measured, products=tuple(kept)), **ends)
+
+
+def _is_useless(kept: list[ProductRates], more: ProductRates) -> bool:
+    """Return whether the last product takes no less than those before and behind it have its time in proportion."""
+    if roof_of(kept[-1], more)[2] <= 0:
+        return True
+    return len(kept) > 1 and is_below([roof_of(kept[-2], more)], kept[-1])
 
 
 def _no_faster(rates: list[Together]) -> list[Together]:
@@ -106,6 +164,14 @@ def _no_faster(rates: list[Together]) -> list[Together]:
     kept = rates[:1]
     for own in rates[1:]:
         before = kept[-1]
+        measured = own.measured
+        if measured is not None and before.measured is not None:
+            same_rows = zip(measured.products, before.measured.products, strict=True)
+            measured = MeasuredRates(
+                products=tuple(_slower(*pair) for pair in same_rows),
+                row_ns=max(measured.row_ns, before.measured.row_ns),
+                tree_ns=max(measured.tree_ns, before.measured.tree_ns),
+            )
         kept.append(
             Together(
                 devices=own.devices,
@@ -114,9 +180,17 @@ def _no_faster(rates: list[Together]) -> list[Together]:
                 overhead_ns=max(before.overhead_ns, own.overhead_ns),
                 pass_ns=None if own.pass_ns is None else max(pass_ns(before), own.pass_ns),
                 table_ns=None if own.table_ns is None else max(table_ns(before), own.table_ns),
+                measured=measured,
             )
         )
     return kept
+
+
+def _slower(one: ProductRates, other: ProductRates) -> ProductRates:
+    return ProductRates(
+        bandwidth_bytes_per_s=min(one.bandwidth_bytes_per_s, other.bandwidth_bytes_per_s),
+        flops_per_s=min(one.flops_per_s, other.flops_per_s),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,11 +202,10 @@ class HardwareInventory:
     """Link between any two hosts; None with a single host."""
     devices: tuple[ListedDevice, ...]
 
-    def at(self, dtype: DType) -> Inventory:
-        """Return the inventory of a plan in ``dtype``."""
-        return Inventory(
-            hosts=self.hosts, network=self.network, devices=tuple(device.at(dtype) for device in self.devices)
-        )
+    def at(self, dtype: DType, weights_bytes: int | None = None) -> Inventory:
+        """Return the inventory of a plan in ``dtype``, of which a step reads so many bytes of weights."""
+        devices = tuple(device.at(dtype, weights_bytes) for device in self.devices)
+        return Inventory(hosts=self.hosts, network=self.network, devices=devices)
 
     def with_device(self, device: ListedDevice) -> "HardwareInventory":
         """Return the inventory with one more device on one of its hosts; its id must be new."""

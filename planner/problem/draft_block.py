@@ -161,5 +161,6 @@ def _pass_ns(shares: DraftShares, links: Links, members: Sequence[int], rows: in
     message = rows * draft.hidden_size * shares.passes[0][0].width
     added = links.all_reduce_ns(members, message)
     gather = links.broadcast_ns(members, step.candidate_bytes(shares.options, read_rows)) if read_rows else 0
-    fixed = links.fixed_ns(members, lambda device: shares.kernels.pass_ns(device, draft.num_layers))
+    values = rows * draft.hidden_size
+    fixed = links.fixed_ns(members, lambda device: shares.kernels.pass_ns(device, draft.num_layers, values))
     return fixed + added * (2 * draft.num_layers + 1) + gather

@@ -49,12 +49,17 @@ def look_of(device: Device) -> Look:
         device.overhead_ns,
         device.compute_capability or 0,
         *_fixed(device),
+        _measured(device),
         tuple(_together(own) for own in device.together or ()),
     )
 
 
 def _together(own: Together) -> Look:
-    return own.devices, -own.bandwidth_bytes_per_s, -own.flops_per_s, own.overhead_ns, *_fixed(own)
+    return own.devices, -own.bandwidth_bytes_per_s, -own.flops_per_s, own.overhead_ns, *_fixed(own), _measured(own)
+
+
+def _measured(own: Device | Together) -> Look:
+    return () if own.measured is None else astuple(own.measured)
 
 
 def _fixed(own: Device | Together) -> Look:

@@ -18,7 +18,7 @@ from planner.problem.links import Links
 from planner.problem.quantum import Quanta
 from planner.problem.stage_groups import layer_ns
 from planner.problem.usable import usable_inventory
-from planner.problem.vocab_blocks import fixed_embed_ns, row_unit
+from planner.problem.vocab_blocks import fixed_embed_ns, fixed_head_ns, row_unit
 from planner.solver.certify import layer_ps, received_ns, slowest_ns
 from plans import step
 from plans.kv import kv_shares
@@ -115,7 +115,7 @@ class _Placed:
         bundles = tuple(rows // self.row_unit for rows in plan.head.rows)
         rows_ns = slowest_ns(bundles, bundle_ps, self.quanta.ns(head.devices))
         gathered = step.best_bytes(shares.options)
-        head_ns = self.receive(before, head, hop) + links.fixed_ns(head.devices, shares.kernels.lm_head_ns)
+        head_ns = self.receive(before, head, hop) + fixed_head_ns(shares, links, head.devices)
         head_ns += links.broadcast_ns(head.devices, gathered) + rows_ns + self._messages_ns()
         return embed_ns, stages_ns, head_ns
 

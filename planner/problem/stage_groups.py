@@ -148,7 +148,8 @@ def layer_ns(shares: BaseShares, links: Links, members: Sequence[int], kind: int
     squares = links.all_reduce_ns(members, normed) if normed else 0
     router = shares.router(kind)
     routed = max(map(router.ns, links.at_work(members)))
-    fixed = links.fixed_ns(members, lambda device: shares.kernels.layer_ns(device, shares.kinds[kind].mlp))
+    mlp, values = shares.kinds[kind].mlp, shares.verify_pass.rows * shares.model.hidden_size
+    fixed = links.fixed_ns(members, lambda device: shares.kernels.layer_ns(device, mlp, values))
     return fixed + routed + squares + 2 * links.all_reduce_ns(members, message)
 
 

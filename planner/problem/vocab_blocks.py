@@ -53,6 +53,12 @@ def embed_block(shares: BaseShares, links: Links, quanta: Quanta, sets: Sequence
     return Block(options=tuple(map(option, sets)), axes=(axis,))
 
 
+def fixed_head_ns(shares: BaseShares, links: Links, members: Sequence[int]) -> int:
+    """Return the fixed work of the lm_head on these devices."""
+    walks = shares.options.tree is not None
+    return links.fixed_ns(members, lambda device: shares.kernels.lm_head_ns(device, walks=walks))
+
+
 def fixed_embed_ns(shares: BaseShares, links: Links, members: Sequence[int]) -> int:
     """Return the fixed work of the embedding on these devices."""
     return links.fixed_ns(members, lambda device: shares.kernels.embed_ns(device, len(members)))
@@ -73,7 +79,7 @@ def lm_head_block(
         members = device_set.devices
         split = Split(
             shares=(1,) * len(members),
-            ns=links.fixed_ns(members, shares.kernels.lm_head_ns) + links.broadcast_ns(members, gathered),
+            ns=fixed_head_ns(shares, links, members) + links.broadcast_ns(members, gathered),
             bytes=(shares.head(len(members)).fixed,) * len(members),
         )
         return Option(

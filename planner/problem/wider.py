@@ -53,6 +53,7 @@ def _best_machine(inventory: Inventory, kind: Literal["cuda", "cpu"]) -> Invento
         overhead_ns=min(device.overhead_ns for device in devices),
         pass_ns=_least([device.pass_ns for device in devices]),
         table_ns=_least([device.table_ns for device in devices]),
+        measured=None,
         together=None,
     )
     names = range(len(inventory.hosts))

@@ -9,7 +9,7 @@ from planner.formulations import Formulations
 from planner.hardware.inventory_text import dump_inventory
 from planner.longest_context import CONTEXT_STEP, least_step
 from planner.problem.formulate import Formulation
-from planner.request import Request, resolve, resolve_dtype
+from planner.request import Request, inventory_for, resolve, resolve_dtype
 from planner.solver import limits
 from planner.solver.minimise import Settings
 from plans.schema import Options
@@ -55,7 +55,7 @@ class Probe:
     def formulation(self, request: Request) -> Formulation:
         """Return the formulation of a request."""
         options = self.options(request)
-        inventory = request.inventory.at(options.dtype)
+        inventory = inventory_for(request, options)
         return self.formulations.of(request.base, request.draft, inventory, options)
 
     def known(self, request: Request, *, briefly: bool = False) -> bool | None:

@@ -6,6 +6,7 @@ member, and fixed work, take no less than on d; and each message of the group no
 hosts, on the best number of hosts.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from functools import cache
 from planner.costs.roofline import Tier, all_reduce_ns, broadcast_ns
 from planner.costs.shares import DraftShares, Work
 from planner.integers import PS_PER_NS, ceil_div
+from plans.cpu_times import rows_ns
 from plans.kv import whole_heads
 from plans.schema import Device, Inventory
 from plans.step import candidate_bytes
@@ -58,7 +60,8 @@ def least_draft_ns(shares: DraftShares, inventory: Inventory) -> int:
 
 
 def _figures(device: Device) -> tuple[object, ...]:
-    return (device.kind, device.bandwidth_bytes_per_s, device.flops_per_s, device.overhead_ns, device.pass_ns)
+    rates = device.bandwidth_bytes_per_s, device.flops_per_s, device.measured
+    return device.kind, *rates, device.overhead_ns, device.pass_ns
 
 
 def _times(shares: DraftShares, device: Device) -> _Times:
@@ -69,11 +72,15 @@ def _times(shares: DraftShares, device: Device) -> _Times:
         both = shares.attention(number, whole)
         values = draft.fc_width * draft.hidden_size if number == 0 or draft.kind == "eagle" else 0
         fc = Work(traffic_bytes=values * width, flops=2 * sizes.rows * values)
-        rest = Work(traffic_bytes=both.traffic_bytes - fc.traffic_bytes, flops=both.flops - fc.flops)
+        rest = dataclasses.replace(
+            both, traffic_bytes=both.traffic_bytes - fc.traffic_bytes, flops=both.flops - fc.flops
+        )
         attention_ps += times * rest.ps(device)
         whole_ps += times * max(0, both.ps(device) - rest.ps(device))
     kernels, number = shares.kernels, sum(times for _, times in shares.passes)
+    values = draft.hidden_size * sum(times * sizes.rows for sizes, times in shares.passes)
     fixed_ns = number * kernels.pass_ns(device, draft.num_layers) + kernels.draft_step_ns(device)
+    fixed_ns += draft.num_layers * rows_ns(device, values)
     return _Times(
         divided_ps=(
             attention_ps,

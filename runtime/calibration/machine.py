@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import torch
 
-from runtime.calibration.rates import Products, Span
+from runtime.calibration.rates import BYTES, HELD, Held, Products, Span, Spans
 from runtime.comm.shared_memory import SharedGroup, SharedMemory, unnamed_memory
 from runtime.errors import MachineError
 from runtime.model import ops
@@ -28,7 +28,7 @@ MESSAGES = (1 << 10, 1 << 16)
 """Bytes of a sum: one whose time is latency, and one of several rows of a large model."""
 SUM_REPEATS = 12
 """Sums of each size in a round."""
-ROUNDS = 8
+ROUNDS = 24
 LEAST_ROUNDS = 2
 PART_OF_ROUNDS = 0.5
 """Part of the time within which all is to be done after which no further round is begun, but for the least."""
@@ -57,11 +57,13 @@ class Samples:
     processes: int
     threads: int
     """Of each process."""
-    values: dict[int, int]
-    """Weights of a product, by rows."""
-    products_ns: dict[int, dict[str, dict[int, list[int]]]]
-    """By the processes that compute at once, dtype and rows, from the first begin to the last end: the least of each
-    round. Of more processes than cores some wait for one."""
+    values: dict[Held, int]
+    """Weights of a product."""
+    cached_bytes: int
+    """Of the weights that were read again and again."""
+    products_ns: dict[int, dict[Held, dict[str, dict[int, list[int]]]]]
+    """By the processes that compute at once, where the weights are, dtype and rows, from the first begin to the last
+    end: the least of each round. Of more processes than cores some wait for one."""
     sums: tuple[Sum, ...]
     message_ns: list[int]
     """Until a short message is with a process that sleeps: the least of each round. None with one process."""
@@ -97,13 +99,9 @@ def measure(processes: int, within_s: int) -> Samples:
                 process.join()
     slowest = {
         at_once: {
-            name: {
-                rows: _least([[r.products[at_once][name][rows] for r in own] for own in results[:at_once]], _spanned)
-                for rows in by_rows
-            }
-            for name, by_rows in by_dtype.items()
+            held: {name: _slowest(results[:at_once], (at_once, held, name)) for name in by_held[held]} for held in HELD
         }
-        for at_once, by_dtype in results[0][0].products.items()
+        for at_once, by_held in results[0][0].products.items()
     }
     sums = tuple(
         Sum(
@@ -119,6 +117,7 @@ def measure(processes: int, within_s: int) -> Samples:
         processes=processes,
         threads=threads,
         values=products.values,
+        cached_bytes=BYTES["cached"],
         products_ns=slowest,
         sums=sums,
         message_ns=[min(own.messages) for own in results[1]] if processes > 1 else [],
@@ -134,8 +133,8 @@ def at_once(processes: int) -> tuple[int, ...]:
 class _Round:
     """Times of one process in ns."""
 
-    products: dict[int, dict[str, dict[int, list[Span]]]]
-    """By the processes at once that this one is among, dtype and rows."""
+    products: dict[int, Spans]
+    """By the processes at once that this one is among."""
     sums: dict[tuple[int, int], list[int]]
     """By members and bytes, of the groups that the process is in."""
     messages: list[int]
@@ -155,6 +154,13 @@ def _received(pipe: Connection, ends: float, within_s: int) -> list[_Round]:
 def _least(times: list[list[list[_Time]]], of_all: Callable[[Sequence[_Time]], int]) -> list[int]:
     """Return of each round the least time of all processes; ``times``: by process, round and turn."""
     return [min(map(of_all, zip(*of_round, strict=True))) for of_round in zip(*times, strict=True)]
+
+
+def _slowest(results: Sequence[Sequence[_Round]], of: tuple[int, Held, str]) -> dict[int, list[int]]:
+    """Return by rows the least time of each round in which all processes had their product."""
+    at_once, held, name = of
+    spans = [[own.products[at_once][held][name] for own in rounds] for rounds in results]
+    return {rows: _least([[own[rows] for own in rounds] for rounds in spans], _spanned) for rows in spans[0][0]}
 
 
 def _spanned(spans: Sequence[Span]) -> int:
@@ -185,7 +191,7 @@ def _serve(
     products.samples(together.wait, 1)  # warms up
     rounds = list[_Round]()
     while not ended.is_set():
-        own, sums = dict[int, dict[str, dict[int, list[Span]]]](), dict[tuple[int, int], list[int]]()
+        own, sums = dict[int, Spans](), dict[tuple[int, int], list[int]]()
         for computing in at_once(together.parties):
             together.wait()
             if rank < computing:

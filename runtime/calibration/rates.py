@@ -1,7 +1,14 @@
-"""Products of 1, 8 and 60 rows over weights that no cache holds, in the dtypes of plans."""
+"""Products of a few rows with weights that no cache holds and with some that one does, in the dtypes of plans.
+
+A sample is one product with a piece of the weights, which takes a millisecond or so: on a busy machine, too, most of
+them end before another program gets the core. Pieces are taken in turn, so that each is out of the caches when it comes
+again; those of the ``cached`` set are few enough to stay, and are read once before they are timed.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -9,49 +16,65 @@ from torch import Tensor
 from runtime.image.dtypes import DTYPES
 from runtime.model import ops
 
-ROWS = (1, 8, 60)
-"""Rows of plain decoding, of a small tree, and of EAGLE's default tree."""
+Held = Literal["memory", "cached"]
+"""Where the weights of a product are."""
+HELD: tuple[Held, ...] = ("memory", "cached")
+ROWS = (1, 4, 6, 8, 16, 60)
+"""Rows of plain decoding, of a drafter's passes and small trees, and of EAGLE's default tree."""
 NAMES = ("bfloat16", "float16", "float32")
-INPUTS, OUTPUTS = 2048, 16384
-"""Weights of 64 MiB and more: several times the caches of two cores."""
-LONG_PARTS = 4
-"""Products of the most rows are of one such part of the weights: arithmetic limits them, not memory."""
-REPEATS = 3
-"""Times of each product in a round; the least of them counts."""
+OUTPUTS = 1024
+INPUTS: dict[Held, int] = {"memory": 1024, "cached": 256}
+"""Of a piece: models that a cache holds have narrow matrices, and products with these are slower."""
+BYTES: dict[Held, int] = {"memory": 96 << 20, "cached": 20 << 20}
+"""All pieces of a dtype: several times the caches of two cores, and a small model with its drafter."""
+TURNS = 6
+"""Samples of each product in a round; the least of them counts."""
 
 Span = tuple[int, int]
 """Begin and end in ns, by the clock that all processes of a machine have."""
+Spans = dict[Held, dict[str, dict[int, list[Span]]]]
+"""By where the weights are, dtype and rows."""
 
 
 class Products:
-    """Weights of every dtype, and the rows that they are multiplied with."""
+    """Weights of every dtype in pieces, and the rows that they are multiplied with."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
-        values = torch.rand(OUTPUTS, INPUTS, generator=generator)
-        self._weights: dict[str, Tensor] = {}
-        self._rows: dict[tuple[str, int], Tensor] = {}
+        self._pieces: dict[tuple[Held, str], list[Tensor]] = {}
+        self._rows: dict[tuple[Held, str, int], Tensor] = {}
+        self._next = count()
         for name in NAMES:
             ops.prepare_products(DTYPES[name])
-            self._weights[name] = values.to(DTYPES[name]).t()
-            for rows in ROWS:
-                self._rows[name, rows] = torch.randn(rows, INPUTS, generator=generator).to(DTYPES[name])
+            for held in HELD:
+                piece = torch.rand(OUTPUTS, INPUTS[held], generator=generator).to(DTYPES[name])
+                pieces = max(1, BYTES[held] // piece.nbytes)
+                self._pieces[held, name] = [piece.clone().t() for _ in range(pieces)]
+                for rows in ROWS:
+                    x = torch.randn(rows, INPUTS[held], generator=generator)
+                    self._rows[held, name, rows] = x.to(DTYPES[name])
 
     @property
-    def values(self) -> dict[int, int]:
-        """Weights of a product, by rows."""
-        return {rows: INPUTS * self._outputs(rows) for rows in ROWS}
+    def values(self) -> dict[Held, int]:
+        """Weights of a product."""
+        return {held: INPUTS[held] * OUTPUTS for held in HELD}
 
-    def _outputs(self, rows: int) -> int:
-        return OUTPUTS // LONG_PARTS if rows == max(ROWS) else OUTPUTS
-
-    def samples(self, ready: Callable[[], object], repeats: int = REPEATS) -> dict[str, dict[int, list[Span]]]:
-        """Return so many spans by dtype and rows, taken in turns; ``ready``: called before each."""
-        times: dict[str, dict[int, list[Span]]] = {name: {rows: [] for rows in ROWS} for name in NAMES}
-        for _ in range(repeats):
-            for name, rows in self._rows:
+    def samples(self, ready: Callable[[], object], turns: int = TURNS) -> Spans:
+        """Return so many spans of each product; ``ready``: called before each."""
+        times: Spans = {held: {name: {rows: [] for rows in ROWS} for name in NAMES} for held in HELD}
+        for held, name, rows in self._rows:
+            x = self._rows[held, name, rows]
+            for weight in self._turns(held, name, turns):
                 ready()
                 began = time.perf_counter_ns()
-                ops.product(self._rows[name, rows], self._weights[name][:, : self._outputs(rows)])
-                times[name][rows].append((began, time.perf_counter_ns()))
+                ops.product(x, weight)
+                times[held][name][rows].append((began, time.perf_counter_ns()))
         return times
+
+    def _turns(self, held: Held, name: str, turns: int) -> Iterator[Tensor]:
+        """Yield the pieces of so many samples."""
+        pieces = self._pieces[held, name]
+        if held == "cached":
+            for piece in pieces:
+                ops.product(self._rows[held, name, 1], piece)
+        yield from (pieces[next(self._next) % len(pieces)] for _ in range(turns))

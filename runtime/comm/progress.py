@@ -54,28 +54,35 @@ class Status(ctypes.Structure):
 
 
 class Timings:
-    """Timer of the parts of a step, in ns, since ``clear``."""
+    """Timer of steps and of their parts, in ns, since ``clear``."""
 
     def __init__(self, device: torch.device) -> None:
-        self.parts: defaultdict[str, int] = defaultdict(int)
-        """Time by part of a step: with the all-reduces inside the part, without hops and messages."""
+        self.parts: defaultdict[str, list[int]] = defaultdict(list)
+        """Times by part of a step, of every step: with the all-reduces inside the part, without hops and messages."""
+        self.steps: list[int] = []
+        """From one commit to the next."""
         self.groups: defaultdict[str, int] = defaultdict(int)
         """Time by group inside its collectives, waiting included."""
         self._device = device
-        self._last = time.perf_counter_ns()
+        self._last = self._committed = time.perf_counter_ns()
         self._messages_ns = 0
 
     def clear(self) -> None:
         """Forget all times, and start from now."""
         self.parts.clear()
         self.groups.clear()
-        self._last, self._messages_ns = self.now(), 0
+        self.steps.clear()
+        self._last = self._committed = self.now()
+        self._messages_ns = 0
 
     def lap(self, part: str) -> None:
-        """Add the time since the last lap to ``part``, without that of messages."""
+        """Add the time since the last lap to those of ``part``, without that of messages."""
         now = self.now()
-        self.parts[part] += now - self._last - self._messages_ns
+        self.parts[part].append(now - self._last - self._messages_ns)
         self._last, self._messages_ns = now, 0
+        if part == "commit":
+            self.steps.append(now - self._committed)
+            self._committed = now
 
     def collective(self, group: str, ns: int, *, inside: bool) -> None:
         """Add ``ns`` to a group's time; ``inside``: it counts in the part that is running, too."""

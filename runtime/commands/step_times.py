@@ -69,6 +69,8 @@ class Row:
 
     name: str
     measured_ns: int
+    least_ns: int | None
+    """In the shortest of the steps, which other programs disturbed least; None: not of single steps."""
     predicted_ns: int | None
     """None: the plan has no prediction, or not for this mode."""
 
@@ -142,14 +144,12 @@ def _mode(plan: Plan, name: str, runs: list[Repeat], *, forced: bool) -> Mode:
     median = sorted(runs, key=lambda run: _step_s(run.whole[0]))[(len(runs) - 1) // 2]
     first, of_parts = median.whole[0], median.timed[0]
     step_s = _step_s(first)
-    parts = {
-        part: max(_timings(rank).parts.get(part, 0) for rank in median.timed) // _steps(of_parts)
-        for part in _parts(plan, drafted=name == "eagle")
-    }
-    phases = tuple(_phases(plan, name, round(_step_s(of_parts) * 1e9), parts))
+    mean = _mean(plan, name, of_parts=median.timed)
+    least = _least(plan, name, [run.timed for run in runs])
+    phases = tuple(_phases(plan, name, mean, least))
     if first is not of_parts:
         *others, launched = phases
-        captured = replace(launched, name="step", measured_ns=round(step_s * 1e9))
+        captured = replace(launched, name="step", measured_ns=round(step_s * 1e9), least_ns=None)
         phases = (*others, replace(launched, name="step, launched", predicted_ns=None), captured)
     return Mode(
         name=name,
@@ -161,30 +161,76 @@ def _mode(plan: Plan, name: str, runs: list[Repeat], *, forced: bool) -> Mode:
         first_acceptance=None if forced else first_acceptance(first.accept_lengths),
         phases=phases,
         parts=tuple(
-            Row(name=part, measured_ns=ns, predicted_ns=_predicted(plan, part, name)) for part, ns in parts.items()
+            Row(name=part, measured_ns=ns, least_ns=least.parts[part], predicted_ns=_predicted(plan, part, name))
+            for part, ns in mean.parts.items()
         ),
     )
 
 
-def _phases(plan: Plan, mode: str, step_ns: int, parts: dict[str, int]) -> Iterator[Row]:
-    own = ("draft", "commit")
-    verify = [part for part in parts if part not in own]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Step:
+    """Ns of a step and of its parts."""
+
+    whole: int
+    parts: dict[str, int]
+
+    def verify(self) -> int:
+        return sum(ns for part, ns in self.parts.items() if part not in ("draft", "commit"))
+
+    def rest(self) -> int:
+        """Return what is in no part: messages, and waking up for them."""
+        return max(0, self.whole - sum(self.parts.values()))
+
+
+def _mean(plan: Plan, mode: str, of_parts: list[Completion]) -> _Step:
+    """Return the mean step of a repeat; a part's is that of its slowest rank."""
+    first = of_parts[0]
+    parts = {
+        part: max(sum(_timings(rank).parts.get(part, ())) for rank in of_parts) // _steps(first)
+        for part in _parts(plan, drafted=mode == "eagle")
+    }
+    return _Step(whole=round(_step_s(first) * 1e9), parts=parts)
+
+
+def _least(plan: Plan, mode: str, runs: list[list[Completion]]) -> _Step:
+    """Return the shortest step of all repeats, and the shortest time of each part, that of the slowest of its ranks."""
+    parts = {}
+    for part in _parts(plan, drafted=mode == "eagle"):
+        of_ranks = [[own for rank in run if (own := _timings(rank).parts.get(part))] for run in runs]
+        parts[part] = min((max(step) for ranks in of_ranks for step in zip(*ranks, strict=False)), default=0)
+    return _Step(whole=min(min(_timings(run[0]).steps, default=0) for run in runs), parts=parts)
+
+
+def _phases(plan: Plan, mode: str, mean: _Step, least: _Step) -> Iterator[Row]:
     as_planned = _is_planned(plan, mode)
     whole = plan.proof.objective_ns if as_planned else _scheduled_ns(plan, mode)
-    predicted = {part: _predicted(plan, part, mode) or 0 for part in parts} if as_planned else None
-    yield Row(name="draft", measured_ns=parts.get("draft", 0), predicted_ns=_predicted(plan, "draft", mode))
+    predicted = None
+    if as_planned:
+        predicted = _Step(whole=whole or 0, parts={part: _predicted(plan, part, mode) or 0 for part in mean.parts})
+    draft, commit = (
+        Row(
+            name=part,
+            measured_ns=mean.parts.get(part, 0),
+            least_ns=least.parts.get(part, 0),
+            predicted_ns=_predicted(plan, part, mode),
+        )
+        for part in ("draft", "commit")
+    )
+    yield draft
     yield Row(
         name="verify",
-        measured_ns=sum(parts[part] for part in verify),
-        predicted_ns=None if predicted is None else sum(predicted[part] for part in verify),
+        measured_ns=mean.verify(),
+        least_ns=least.verify(),
+        predicted_ns=None if predicted is None else predicted.verify(),
     )
-    yield Row(name="commit", measured_ns=parts["commit"], predicted_ns=None)
+    yield commit
     yield Row(
         name="collectives",
-        measured_ns=max(0, step_ns - sum(parts.values())),
-        predicted_ns=None if predicted is None or whole is None else max(0, whole - sum(predicted.values())),
+        measured_ns=mean.rest(),
+        least_ns=least.rest(),
+        predicted_ns=None if predicted is None else predicted.rest(),
     )
-    yield Row(name="step", measured_ns=step_ns, predicted_ns=whole)
+    yield Row(name="step", measured_ns=mean.whole, least_ns=least.whole, predicted_ns=whole)
 
 
 def _parts(plan: Plan, *, drafted: bool) -> list[str]:

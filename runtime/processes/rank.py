@@ -216,7 +216,11 @@ class Rank:
             first = served.first or served.begun  # cancelled before its first token
             timings, spent = self._progress.timings, None
             if served.request.timed and timings is not None:
-                spent = RankTimings(parts=dict(timings.parts), groups=dict(timings.groups))
+                spent = RankTimings(
+                    steps=tuple(timings.steps),
+                    parts={part: tuple(times) for part, times in timings.parts.items()},
+                    groups=dict(timings.groups),
+                )
                 self._progress.timings = None
             yield (
                 served.job,

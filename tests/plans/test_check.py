@@ -55,6 +55,13 @@ PATHS = "options.tree.paths:"
 DIGITS = "64 hexadecimal digits"
 BESIDE = {"devices": 2, "bandwidth_bytes_per_s": 1, "flops_per_s": 1, "overhead_ns": 10**6}
 """Rates of a device beside another one."""
+QUICK = BESIDE | {"bandwidth_bytes_per_s": 9, "flops_per_s": 80}
+
+
+def products(*rates: tuple[int, int]) -> dict[str, Any]:
+    """Return measured rates with products of so many bytes and operations per second."""
+    fields = [{"bandwidth_bytes_per_s": nbytes, "flops_per_s": flops} for nbytes, flops in rates]
+    return {"products": fields, "row_ns": 0, "tree_ns": 0}
 
 
 @pytest.mark.parametrize(
@@ -132,6 +139,48 @@ BESIDE = {"devices": 2, "bandwidth_bytes_per_s": 1, "flops_per_s": 1, "overhead_
             [BESIDE | {"table_ns": 2 * 10**6}, BESIDE | {"devices": 3}],
             "inventory.devices[0].together[1].table_ns: found nothing, which means 1000000, "
             "expected at least 2000000, the time with fewer devices",
+        ),
+        (
+            "inventory.devices[0].together",
+            [BESIDE | {"flops_per_s": 9, "measured": products((1, 3), (1, 5), (1, 8))}],
+            "inventory.devices[0].together[0].measured.products: found first bandwidth and last rate (1, 8), "
+            "expected those of the device, (1, 9)",
+        ),
+        (
+            "inventory.devices[0].together",
+            [
+                BESIDE
+                | {"bandwidth_bytes_per_s": 50, "flops_per_s": 99, "measured": products((50, 50), (9, 50), (8, 99))}
+            ],
+            "inventory.devices[0].together[0].measured.products[0]: found a product that others make slower, "
+            "expected products on a convex curve",
+        ),
+        (
+            "inventory.devices[0].together",
+            [BESIDE | {"measured": products((1, 1), (1, 1))}],
+            "inventory.devices[0].together[0].measured.products[1]: found 1 bytes and 1 operations per second, "
+            "expected fewer bytes and more operations than of the one before",
+        ),
+        (
+            "inventory.devices[0].together",
+            [
+                QUICK | {"measured": products((9, 10), (1, 80))},
+                QUICK | {"devices": 3, "measured": products((9, 70), (8, 80))},
+            ],
+            "inventory.devices[0].together[1].measured.products: found a product that is faster, "
+            "expected none faster than with fewer devices",
+        ),
+        (
+            "inventory.devices[0].together",
+            [QUICK | {"measured": products((9, 10), (1, 80))}, QUICK | {"devices": 3}],
+            "inventory.devices[0].together[1].measured.products: found a product that is faster, "
+            "expected none faster than with fewer devices",
+        ),
+        (
+            "inventory.devices[0].together",
+            [BESIDE | {"measured": products((2, 1), (1, 1))}, BESIDE],
+            "inventory.devices[0].together[0].measured.products: found first bandwidth and last rate (2, 1), "
+            "expected those of the device, (1, 1)",
         ),
         (
             "inventory.hosts[0].pairs[0].b",

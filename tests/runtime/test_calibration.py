@@ -14,12 +14,16 @@ from runtime.calibration import machine, rates
 from runtime.errors import MachineError
 from tests.planner.instances import ROOT
 
+ROUNDS = 3
 SMALL = """
 import sys
 from runtime.calibration import machine, rates
 from runtime.cli import commands
 
-rates.OUTPUTS, rates.INPUTS, machine.SUM_REPEATS = 256, 64, 5
+rates.OUTPUTS = 64
+rates.INPUTS.update(memory=64, cached=32)
+rates.BYTES.update(memory=1 << 16, cached=1 << 14)
+machine.SUM_REPEATS, machine.ROUNDS = 5, 3
 commands(sys.argv[1:])
 """
 """The program with small weights. It is a process of its own, as those that it forks must not have threads before."""
@@ -32,20 +36,19 @@ def test_the_planner_makes_figures_of_the_samples(processes: int) -> None:
     assert done.returncode == 0, done.stderr
     samples = json.loads(done.stdout)
     assert (samples["processes"], samples["threads"]) == (processes, max(1, samples["cores"] // processes))
-    assert samples["values"] == {"1": 64 * 256, "8": 64 * 256, "60": 64 * 64}
+    assert samples["values"] == {"memory": 64 * 64, "cached": 64 * 32}
     rates_at_once = rates_of(samples)
-    assert set(rates_at_once) == ({1} if processes == 1 else {1, 2, 3})
-    for own in rates_at_once.values():
-        assert set(own) == set(DTYPE_BYTES)
-        assert all(set(of_dtype.products) == {1, 8, 60} for of_dtype in own.values())
-    at_once = samples["products_ns"].values()
-    assert all(
-        len(times) == machine.ROUNDS
-        for by_dtype in at_once
-        for by_rows in by_dtype.values()
-        for times in by_rows.values()
-    )
-    assert len(samples["message_ns"]) == (0 if processes == 1 else machine.ROUNDS)
+    assert [own.devices for own in rates_at_once] == ([1] if processes == 1 else [1, 2, 3])
+    for own in rates_at_once:
+        assert own.cached is not None
+        assert own.cached.nbytes == 1 << 14
+        for by_dtype in (own.rates, own.cached.rates):
+            assert set(by_dtype) == set(DTYPE_BYTES)
+            assert all(set(of_dtype.products) == set(rates.ROWS) for of_dtype in by_dtype.values())
+    for by_held in samples["products_ns"].values():
+        by_rows = [times for by_dtype in by_held.values() for times in by_dtype.values()]
+        assert {len(times) for own in by_rows for times in own.values()} == {ROUNDS}
+    assert len(samples["message_ns"]) == (0 if processes == 1 else ROUNDS)
     groups = {(entry["members"], entry["message_bytes"]) for entry in samples["sums"]}
     assert groups == {(members, nbytes) for members in range(2, processes + 1) for nbytes in machine.MESSAGES}
     assert (link_of(samples) is None) == (processes == 1)
@@ -53,7 +56,7 @@ def test_the_planner_makes_figures_of_the_samples(processes: int) -> None:
 
 def test_a_process_that_dies_is_a_refusal() -> None:
     with (
-        mock.patch.multiple(rates, OUTPUTS=256, INPUTS=64),
+        mock.patch.multiple(rates, OUTPUTS=64, BYTES=dict.fromkeys(rates.HELD, 1 << 16)),
         mock.patch.object(rates.Products, "samples", side_effect=SystemExit),
         pytest.raises(MachineError, match="died"),
     ):
@@ -62,7 +65,7 @@ def test_a_process_that_dies_is_a_refusal() -> None:
 
 def test_a_machine_that_is_too_busy_is_a_refusal() -> None:
     with (
-        mock.patch.multiple(rates, OUTPUTS=256, INPUTS=64),
+        mock.patch.multiple(rates, OUTPUTS=64, BYTES=dict.fromkeys(rates.HELD, 1 << 16)),
         mock.patch.object(rates.Products, "samples", side_effect=lambda *_: time.sleep(60)),
         pytest.raises(MachineError, match="too busy to be measured within 1 s"),
     ):

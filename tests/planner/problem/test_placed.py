@@ -1,15 +1,17 @@
 """Steps on a plan's placement against the certificate of the plan, over random machines."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from planner.costs.shares import DraftShares
 from planner.errors import InfeasibleError, NotProvenError
 from planner.families import BaseInput, DraftInput, load_base, load_draft
-from planner.problem.placed import step_ns
+from planner.problem.placed import draft_ns, step_ns
 from planner.request import Request, Wanted, resolve_request
+from planner.speculation.draft_bound import least_draft_ns
 from plans.schema import KvAxis, Plan
 from tests.planner.instances import TINY, TINY_HEAD, listed, plan_of, saved
 from tests.planner.machines import NETWORK, random_machine
@@ -43,11 +45,44 @@ def sharing_cores(rng: random.Random) -> Any:
     return {"hosts": hosts} | ({"network": rng.choice((NETWORK, SHARED_MEMORY))} if len(hosts) > 1 else {})
 
 
-def random_plans(base: BaseInput, head: DraftInput, seed: int) -> Iterator[Plan]:
+def measured(rng: random.Random) -> Any:
+    """Return a machine of unlike CPUs with measured figures, which are slower together."""
+    machine = sharing_cores(rng)
+    for device in (device for host in machine["hosts"] for device in host["devices"]):
+        del device["together"]
+        fast = rng.choice((1, 2, 3))
+        device["measured"] = computing(rng, fast) | {"together": [{"devices": 2} | computing(rng, fast + 2)]}
+    return machine
+
+
+def computing(rng: random.Random, slower: int) -> Any:
+    """Return measured figures, some of which a product of 4 rows makes no convex curve."""
+
+    def figure(value: int, unit: str) -> Any:
+        return {"value": f"{value} {unit}", "spread": f"0 {unit}"}
+
+    rates = {1: 300 // slower, 4: rng.choice((500, 700, 1100)) // slower, 16: 1200 // slower}
+    products = [{"rows": rows} | figure(rate, "MFLOP/s") for rows, rate in rates.items()]
+    fixed = {name: figure(slower * rng.choice((1, 3)), "us") for name in ("overhead", "pass", "table", "row", "tree")}
+    return fixed | {"bfloat16": {"bandwidth": figure(300 // slower, "MB/s"), "rates": products}}
+
+
+def any_machine(rng: random.Random) -> Any:
+    """Return a machine of CPUs that share cores, or of unlike devices."""
+    return sharing_cores(rng) if rng.random() < 0.5 else random_machine(rng, 2, 3, rng.choice((500, 800, 1500)))
+
+
+def random_plans(
+    base: BaseInput,
+    head: DraftInput,
+    seed: int,
+    machine_of: Callable[[random.Random], Any] = any_machine,
+    count: int = 12,
+) -> Iterator[Plan]:
     """Yield plans of random machines, options and divisions of the KV cache."""
     rng = random.Random(seed)
-    for _ in range(12):
-        machine = sharing_cores(rng) if rng.random() < 0.5 else random_machine(rng, 2, 3, rng.choice((500, 800, 1500)))
+    for _ in range(count):
+        machine = machine_of(rng)
         wanted = Wanted(
             context=64,
             dtype="bfloat16",
@@ -72,3 +107,16 @@ def test_a_step_takes_what_its_certificate_says(models: tuple[BaseInput, DraftIn
     for plan in plans:
         priced_ns = step_ns(plan, plan.options)
         assert priced_ns == plan.proof.objective_ns, [stage.devices for stage in plan.stages]
+
+
+def test_a_step_on_measured_devices_takes_what_its_certificate_says(models: tuple[BaseInput, DraftInput]) -> None:
+    """And the bound of a drafter's passes, which knows no placement, is no higher."""
+    plans = list(random_plans(*models, 3, measured, 8))
+    assert {len(device.measured.products) for p in plans for device in p.inventory.devices if device.measured} == {2, 3}
+    assert any(plan.draft is not None for plan in plans)
+    for plan in plans:
+        assert step_ns(plan, plan.options) == plan.proof.objective_ns
+        assert all(device.together and device.together[0].measured for device in plan.inventory.devices)
+        if plan.draft is not None:
+            shares = DraftShares(model=plan.model, draft=plan.draft, options=plan.options)
+            assert least_draft_ns(shares, plan.inventory) <= draft_ns(plan, plan.options)

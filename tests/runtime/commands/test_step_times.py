@@ -41,6 +41,7 @@ def test_phases_add_up_to_the_step(devices: tuple[str, ...], tmp_path: Path) -> 
         assert times["step"] == round(mode.step_s * 1e9)
         assert min(times["embed"], times["stages[0]"], times["head"], times["commit"]) > 0
         assert (times["draft"] > 0) == (mode.name == "eagle")
+        assert all(row.least_ns is not None and row.least_ns <= row.measured_ns for row in mode.parts)
     predicted = {row.name: row.predicted_ns for row in (*measured.modes[1].phases, *measured.modes[1].parts)}
     assert predicted["stages[0]"] == plan.stages[0].predicted_ns
     assert predicted["step"] == plan.proof.objective_ns
@@ -77,10 +78,10 @@ def test_one_sequence_of_several_is_predicted_by_the_schedule(plan_dir: tuple[Pa
         profile_sha256="0" * 64, profile_source="", acceptance_ppm=2_000_000, plain_ns=1, trees=1, runner_up=None,
         schedule=(step,),
     )  # fmt: skip
-    parts = dict.fromkeys(step_times._parts(plan, drafted=True), 7)
+    times = step_times._Step(whole=100, parts=dict.fromkeys(step_times._parts(plan, drafted=True), 7))
     for asked, ns in ((plan, plan.proof.objective_ns), (several, None),
                       (dataclasses.replace(several, speculation=known), 123)):  # fmt: skip
-        *others, whole = step_times._phases(asked, "eagle", 100, parts)
+        *others, whole = step_times._phases(asked, "eagle", times, times)
         assert (whole.name, whole.predicted_ns) == ("step", ns)
         assert all((row.predicted_ns is None) == (asked is not plan) for row in others if row.name != "commit")
         assert step_times._scheduled_ns(asked, "plain") is None

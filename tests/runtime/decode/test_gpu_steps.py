@@ -211,7 +211,7 @@ def priced(plan: Plan, *, drafted: bool) -> int:
     device = dataclasses.replace(gpu("a"), overhead_ns=ENGINE_LAYER)
     draft, tree = plan.draft, plan.options.tree
     layers = sum(CAPTURED.layer_ns(device, layer_class(plan.model, i).mlp) for i in range(plan.model.num_layers))
-    base = layers + CAPTURED.embed_ns(device) + CAPTURED.lm_head_ns(device) - CAPTURED.between_steps_ns
+    base = layers + CAPTURED.embed_ns(device) + CAPTURED.lm_head_ns(device, walks=True) - CAPTURED.between_steps_ns
     if not drafted:
         return base
     assert draft is not None
