@@ -191,13 +191,20 @@ def test_where_gpus_divide_head_dim_nothing_is_captured(plan: Plan) -> None:
 
 
 def test_steps_that_are_looked_at_are_run() -> None:
-    """Those that are timed part by part, and those whose candidates are kept: a replay has no parts, and keeps none."""
+    """Those that are timed part by part, and those whose candidates are kept: a replay has no parts, and keeps none.
+
+    Steps that accept a number of nodes whatever they are, for timing, are captured, apart from others.
+    """
     with stepper_of(one_gpu(), 0, Captures()) as stepper:
         stepper.enter(Mode(draft=True, accept=None))
         begun(stepper, 40, None, [0, 1, 2, 3])
         for _ in range(3):
             stepper.step()
-        assert stepper._shape(stepper._work()) is not None
+        shape = stepper._shape(stepper._work())
+        assert shape is not None
+        with mock.patch.object(stepper, "_mode", Mode(draft=True, accept=2)):
+            forced = stepper._shape(stepper._work())
+        assert forced == dataclasses.replace(shape, accept=2)
         with mock.patch.object(stepper._progress, "timings", object()):
             assert stepper._shape(stepper._work()) is None
         with mock.patch.object(stepper, "_mode", Mode(draft=True, accept=None, recorded=True)):
