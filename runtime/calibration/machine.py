@@ -72,14 +72,14 @@ class Samples:
 def measure(processes: int, within_s: int) -> Samples:
     """Measure with so many processes, which share the cores of this machine.
 
-    Raise MachineError where one dies, or is not done within so many seconds.
+    Raise MachineError where one dies, or is not done within so many seconds after the kernels are ready.
     """
-    ends = time.monotonic() + within_s
     cores = len(os.sched_getaffinity(0))
     threads = max(1, cores // processes)
     ops.prepare_exchange(torch.float32)
     torch.set_num_threads(1)  # OpenMP of a process that had threads does not start them again in its children
     products = Products()  # one for all: the kernels are ready, and the weights are in memory that the processes share
+    ends = time.monotonic() + within_s  # not of the kernels, which are compiled once
     context = multiprocessing.get_context("fork")
     barriers = {members: context.Barrier(members) for members in range(2, processes + 1)}
     together, ended = context.Barrier(processes), context.Event()
