@@ -66,11 +66,9 @@ def solve_on_enough(
             if failed:
                 raise failed
             return few, solved
-        if solved is None or solved.gap_ppm or known_ns is None or solved.least_ns < known_ns:
-            enough = min(enough, GROWTH * hosts)
         if solved is not None and not solved.gap_ppm:
             known_ns = solved.least_ns
-        hosts = enough
+        hosts = min(enough, GROWTH * hosts)
     return formulation, solve(formulation, known_ns)
 
 
@@ -105,8 +103,15 @@ def takes_longer_on_all(formulation: Formulation, step_ns: int, settings: Settin
     """Tell whether no answer takes at most ``step_ns``; raise NotProvenError past the limit."""
     if short_bytes(formulation):
         return True
-    hosts = on_hosts(formulation, 1).in_use().most_hosts(step_ns, len(formulation.usable.hosts))
-    return takes_longer(on_hosts(formulation, max(1, hosts)).problem, step_ns, settings)
+    hosts, most = 1, len(formulation.usable.hosts)
+    while (few := on_hosts(formulation, hosts)) is not formulation:
+        if not takes_longer(few.problem, step_ns, settings):
+            return False
+        enough = few.in_use().most_hosts(step_ns, most)
+        if enough <= hosts:
+            return True
+        hosts = min(enough, GROWTH * hosts)
+    return takes_longer(formulation.problem, step_ns, settings)
 
 
 def fits_on_enough(formulation: Formulation, settings: Settings) -> bool:

@@ -110,8 +110,10 @@ class Fabric:
 
     def inner_link(self, members: Sequence[int], message_bytes: int) -> Link | None:
         """Return the slowest link among members of one host; None for a single member."""
+        if len(members) == 1:
+            return None
         host = self.inventory.hosts[self.host_of[members[0]]]
-        if len(members) > 1 and not host.pairs:
+        if not host.pairs:
             return host.link
         return slowest_link(self._links, [self.inventory.devices[d].id for d in members], message_bytes)
 

@@ -2,8 +2,9 @@
 
 The relaxation: every device has the best figure of any in each respect, every host the best link and as many devices as
 the largest. Then a group is a number of hosts and of devices on the host where it has most, and no message among fewer
-takes longer; so one bound holds for all groups over as many hosts as from one power of two to the next, with the
-messages of the fewest and the shared work of the most.
+takes longer; so one bound holds for all groups over so many hosts or up to a quarter more, but at most up to the next
+power of two, with the messages of the fewest and the shared work of the most. However attention is divided, its shares
+together are no less than the whole, so that the slowest is no less than its part in equal parts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,10 @@ from functools import cached_property
 from typing import Literal
 
 from planner.costs.roofline import sum_latency_ns
+from planner.costs.rounding import LOWERED
 from planner.costs.shares import BaseShares, DraftShares
 from planner.costs.topology import Fabric
+from planner.integers import rounds
 from planner.problem.device_sets import DeviceSet
 from planner.problem.draft_block import passes_ns
 from planner.problem.links import Links
@@ -21,7 +24,9 @@ from planner.problem.quantum import Quanta
 from planner.problem.stage_groups import layer_ns
 from planner.problem.vocab_blocks import embed_block, lm_head_block
 from planner.solver.bounds.in_use import WiderGroups, divided_ns
+from planner.solver.problem import Axis, Option
 from plans import step
+from plans.kv import whole_heads
 from plans.schema import GroupSum, Inventory, Link
 
 
@@ -91,15 +96,25 @@ class Wider:
     searched: int
 
     def groups(self) -> Iterator[WiderGroups]:
-        """Yield bounds for every number of devices on a host, and every range of numbers of hosts."""
+        """Yield a bound for every number of devices on a host, and every range of numbers of hosts."""
+        ranges = list(self._ranges())
+        sets = [device_set for device_set, _ in ranges]
+        blocks = [block(self.base, self._links, self._quanta, sets, 1) for block in (embed_block, lm_head_block)]
+        tables = zip(*(block.options for block in blocks), strict=True)
+        axes = [block.axes[0] for block in blocks]
+        for (device_set, most_hosts), options in zip(ranges, tables, strict=True):
+            yield self._bound(device_set, most_hosts, tuple(zip(options, axes, strict=True)))
+
+    def _ranges(self) -> Iterator[tuple[DeviceSet, int]]:
+        """Yield the fewest hosts of a range, with so many devices on each, and how many the most are."""
         hosts = len(self.machine.hosts)
         size = len(self.machine.devices) // hosts
         fewest = self.searched + 1
         while fewest <= hosts:
-            most = min(hosts, 1 << (fewest - 1).bit_length())
+            most = min(hosts, fewest + fewest // 4, 1 << (fewest - 1).bit_length())
             for devices in range(1, size + 1):
                 members = tuple(h * size + d for h in range(fewest) for d in range(devices))
-                yield self._bound(DeviceSet(devices=members, hosts=tuple(range(fewest))), most, most * devices)
+                yield DeviceSet(devices=members, hosts=tuple(range(fewest))), most
             fewest = most + 1
 
     @cached_property
@@ -110,31 +125,41 @@ class Wider:
     def _quanta(self) -> Quanta:
         return Quanta(self.base, self.machine.devices)
 
-    def _bound(self, device_set: DeviceSet, most_hosts: int, most_devices: int) -> WiderGroups:
-        """Return the bound with the messages of ``device_set`` and with ``most_devices`` to share the work."""
+    def _bound(self, device_set: DeviceSet, most_hosts: int, tables: Sequence[tuple[Option, Axis]]) -> WiderGroups:
+        """Return the bound with the messages of ``device_set``, and as many devices on most hosts to share the work."""
         base, links = self.base, self._links
-        device = self.machine.devices[0]
-        units = [divided_ns(k.mlp.units, [base.unit(i).ps(device)] * most_devices) for i, k in enumerate(base.kinds)]
-        tables = [block(base, links, self._quanta, [device_set], 1) for block in (embed_block, lm_head_block)]
-        blocks = []
-        for table in tables:
-            (option,), (axis,) = table.options, table.axes
-            shared_ns = divided_ns(axis.count, [axis.each_ps[0]] * most_devices)
-            blocks.append((option.splits[0].ns + shared_ns, option.receive))
+        largest = len(device_set.devices) // len(device_set.hosts)
+        most_devices = most_hosts * largest
+        shared = [self._shared_ns(kind, most_devices) for kind in range(len(base.kinds))]
+        blocks = [
+            (option.splits[0].ns + divided_ns(axis.count, [axis.each_ps[0]] * most_devices), option.receive)
+            for option, axis in tables
+        ]
         if self.draft is not None:
             features = step.step_features(base.model, self.draft.draft, base.options).nbytes
             blocks.append((self._draft_ns(self.draft, device_set, most_devices), links.receive(device_set, features)))
         return WiderGroups(
             most_hosts=most_hosts,
-            least_devices=len(device_set.devices) // len(device_set.hosts) + len(device_set.hosts) - 1,
-            layer_ns=tuple(layer_ns(base, links, device_set.devices, k) + ns for k, ns in enumerate(units)),
+            least_devices=largest + len(device_set.hosts) - 1,
+            layer_ns=tuple(layer_ns(base, links, device_set.devices, k) + ns for k, ns in enumerate(shared)),
             network_hop_ns=links.receive(device_set, step.hop_bytes(base.model, base.draft, base.options)).far_ns,
+            told_ns=links.round_ns(device_set.devices[:largest], step.message_bytes(base.options)) * rounds(largest),
             first=links.receive(device_set, step.hidden_bytes(base.model, base.options)),
             blocks=tuple(blocks),
         )
+
+    def _shared_ns(self, kind: int, most_devices: int) -> float:
+        """Return the time of a layer's MLP units and attention in equal parts."""
+        base, device = self.base, self.machine.devices[0]
+        units = divided_ns(base.kinds[kind].mlp.units, [base.unit(kind).ps(device)] * most_devices)
+        whole = base.attention(kind, whole_heads(base.kinds[kind].attention.num_kv_heads))
+        return units + LOWERED * whole.ns(device) / most_devices
 
     def _draft_ns(self, shares: DraftShares, device_set: DeviceSet, most_devices: int) -> float:
         device = self.machine.devices[0]
         units = divided_ns(shares.draft.mlp.units, [shares.unit_ps(device)] * most_devices)
         rows = divided_ns(shares.draft.draft_vocab_size, [shares.rows_ps(device, 1)] * most_devices)
-        return passes_ns(shares, self._links, device_set.devices) + units + rows
+        whole = whole_heads(shares.draft.attention.num_kv_heads)
+        passes = enumerate(times for _, times in shares.passes)
+        attention = sum(times * shares.attention(number, whole).ns(device) for number, times in passes)
+        return passes_ns(shares, self._links, device_set.devices) + units + rows + LOWERED * attention / most_devices

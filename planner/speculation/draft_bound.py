@@ -104,11 +104,16 @@ def _messages_ns(shares: DraftShares, inventory: Inventory, members: int) -> int
 
 
 def best_tiers(inventory: Inventory, members: int) -> Iterator[Sequence[Tier]]:
-    """Yield a group of so many members for each number of hosts, as evenly on them as can be, and each link inside."""
+    """Yield groups of so many members, with each link inside hosts: with no more of them on a host, the fewest hosts.
+
+    Over more hosts messages between them take no less, and inside no less unless fewer members are on the fullest.
+    """
     largest = max(Counter(device.host for device in inventory.devices).values())
     links = {host.link for host in inventory.hosts}
     links |= {pair.link for host in inventory.hosts for pair in host.pairs}
-    for hosts in range(ceil_div(members, largest), len(inventory.hosts) + 1):
-        inside, across = ceil_div(members, hosts), Tier(count=hosts, link=inventory.network)
-        for link in links:
-            yield (Tier(count=inside, link=link), across)
+    for inside in range(1, min(members, largest) + 1):
+        hosts = ceil_div(members, inside)
+        if hosts <= len(inventory.hosts):
+            across = Tier(count=hosts, link=inventory.network)
+            for link in links:
+                yield (Tier(count=inside, link=link), across)

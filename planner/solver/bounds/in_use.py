@@ -16,22 +16,25 @@ stage or a block, so H <= Σ h_s + Σ h_b, and for every price w >= 0 of a host,
     step >= Σ_k L_k p_k + Σ_s (entry_s + layers_s - w h_s) + Σ_b (ns_b - w h_b) + w H + message (H - 1)
 
 where layers_s is what the layers of a site take beyond p_k each, and entry_s its network hop, or for the first site
-what it receives from the block ``first``. With p_k the least ns of a layer on any group, and w at most
+what it receives from the block ``first``; besides, the devices of each stage are told what was accepted. With p_k the
+least ns of a layer on any group, and w at most
 
     min over groups g of  (network_hop_g + min_k (ns_gk - p_k)) / h_g
 
 no site but the first has a negative term, so all others may be left out, but for a wide one of which the case tells.
-The block after the last stage receives as from other devices unless it is on as many hosts and devices as that stage.
+A stage that is the only one has all layers, else one at least. A part receives as from other devices unless it is on as
+many hosts and devices as what it receives from.
 
 Groups and options of the problem are bounded one by one; those over more hosts than it has, by :class:`WiderGroups`.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from planner.integers import PS_PER_NS
+from planner.integers import PS_PER_NS, rounds
 from planner.solver import limits
 from planner.solver.problem import Block, Group, Problem, Receive
 
@@ -48,6 +51,8 @@ class WiderGroups:
     layer_ns: tuple[float, ...]
     """ns of a layer, per kind."""
     network_hop_ns: int
+    told_ns: int
+    """As ``Part.told_ns``."""
     first: Receive
     """From the block ``first``."""
     blocks: tuple[tuple[float, Receive], ...]
@@ -68,6 +73,8 @@ class Part:
     """As a stage, per kind."""
     hop_ns: int = 0
     """As a stage, from another site."""
+    told_ns: int = 0
+    """As a stage, time in which its devices are told what was accepted, those of each host by one that knows it."""
 
     @property
     def is_wide(self) -> bool:
@@ -92,13 +99,9 @@ class InUse:
             [part for part in parts if part.devices + max(0, hosts - part.hosts) <= devices]
             for parts in (self.stages, *self.blocks)
         )
-        all_stages = _stages(self.layers, stages)
-        if hosts > 1:
-            near = _stages(self.layers, [part for part in stages if not part.is_wide])
-            cases = (_no_wide_ns, near), (_wide_blocks_ns, near), (_wide_stage_ns, all_stages)
-            least = min(case(hosts, self.message_ns, of_case, blocks) for case, of_case in cases)
-        else:
-            least = all_stages.layers_ns + _least(all_stages.parts) + sum(map(_least, blocks))
+        near = _stages(self.layers, [part for part in stages if not part.is_wide])
+        cases = (_no_wide_ns, near), (_wide_blocks_ns, near), (_wide_stage_ns, _stages(self.layers, stages))
+        least = min(case(hosts, self.message_ns, of_case, blocks) for case, of_case in cases)
         return least * (1 - limits.MARGIN)
 
     def block_ns(self, number: int) -> float:
@@ -128,7 +131,7 @@ def in_use(problem: Problem, wider: Sequence[WiderGroups]) -> InUse:
     stages, *blocks = _stage_parts(problem), *map(_block_parts, problem.blocks)
     for wide in wider:
         one = Part(hosts=wide.most_hosts, devices=wide.least_devices, receive=wide.first)
-        stages.append(replace(one, layer_ns=wide.layer_ns, hop_ns=wide.network_hop_ns))
+        stages.append(replace(one, layer_ns=wide.layer_ns, hop_ns=wide.network_hop_ns, told_ns=wide.told_ns))
         for parts, (ns, receive) in zip(blocks, wide.blocks, strict=True):
             parts.append(replace(one, ns=ns, receive=receive))
     return InUse(
@@ -150,6 +153,8 @@ class _Stages:
     """Time of all layers, each where it takes least; infinite where a kind is run by no group."""
     parts: Sequence[Part]
     """Their ``ns``: what the layers of a stage take beyond that, at least."""
+    alone: Sequence[tuple[Part, float]]
+    """Each with what all layers take beyond that on it alone, and what telling its devices takes."""
 
     @property
     def prices(self) -> list[float]:
@@ -161,21 +166,21 @@ class _Stages:
 def _stages(layers: Sequence[int], parts: Sequence[Part]) -> _Stages:
     least = [min((part.layer_ns[k] for part in parts), default=math.inf) for k in range(len(layers))]
     if math.inf in least:
-        return _Stages(layers_ns=math.inf, parts=())
-    beyond = [min(ns - low for ns, low in zip(part.layer_ns, least, strict=True)) for part in parts]
+        return _Stages(layers_ns=math.inf, parts=(), alone=())
+    beyond = [[ns - low for ns, low in zip(part.layer_ns, least, strict=True)] for part in parts]
     return _Stages(
         layers_ns=sum(count * ns for count, ns in zip(layers, least, strict=True)),
-        parts=[replace(part, ns=ns) for part, ns in zip(parts, beyond, strict=True)],
+        parts=[replace(part, ns=min(ns)) for part, ns in zip(parts, beyond, strict=True)],
+        alone=[
+            (part, part.told_ns + sum(count * ns for count, ns in zip(layers, of_part, strict=True)))
+            for part, of_part in zip(parts, beyond, strict=True)
+        ],
     )
 
 
-def _least(parts: Iterable[Part], price: float = 0.0, *, apart: bool = False) -> float:
-    """Return the least ns of a part with what it receives, less the price of its hosts.
-
-    ``apart``: it receives from other devices than its own.
-    """
-    receives = ((part, part.receive.inside_ns if apart else part.receive.same_ns) for part in parts)
-    return min((part.ns + ns - price * part.hosts for part, ns in receives), default=math.inf)
+def _least(parts: Iterable[Part]) -> float:
+    """Return the least ns of a part with what it receives and to be told."""
+    return min((part.ns + part.receive.same_ns + part.told_ns for part in parts), default=math.inf)
 
 
 def _no_wide_ns(hosts: int, message_ns: int, near: _Stages, blocks: Sequence[Sequence[Part]]) -> float:
@@ -191,55 +196,86 @@ def _no_wide_ns(hosts: int, message_ns: int, near: _Stages, blocks: Sequence[Seq
 def _wide_blocks_ns(hosts: int, message_ns: int, near: _Stages, blocks: Sequence[Sequence[Part]]) -> float:
     """Bound the answers of which some block is wide, and no stage."""
     by_width = [{wide: [part for part in parts if part.is_wide == wide] for wide in (False, True)} for parts in blocks]
-
-    def least(price: float, first: bool, last: bool, *tail: bool) -> float:
-        """Return the least by which of the blocks are wide."""
-        ns = _least(by_width[0][first], price) + _least(near.parts, price, apart=first)
-        ns += _least(by_width[1][last], price, apart=last)
-        return ns + sum(_least(by_width[2][wide], price, apart=wide != last) for wide in tail)
-
     widths = [wide for wide in product((False, True), repeat=len(blocks)) if any(wide)]
-    priced = (price * hosts + min(least(price, *wide) for wide in widths) for price in near.prices)
-    return near.layers_ns + max(priced) + (hosts - 1) * message_ns
+    of_widths = [[parts[wide] for parts, wide in zip(by_width, of_blocks, strict=True)] for of_blocks in widths]
+
+    def least(price: float) -> float:
+        return min(_finished(price, _near_stages(price, near, first), rest) for first, *rest in of_widths)
+
+    return near.layers_ns + max(price * hosts + least(price) for price in near.prices) + (hosts - 1) * message_ns
 
 
 def _wide_stage_ns(hosts: int, message_ns: int, stages: _Stages, blocks: Sequence[Sequence[Part]]) -> float:
-    """Bound the answers of which some stage is wide: the only one, the first of several, or another."""
-    wide = [part for part in stages.parts if part.is_wide]
-    first, last, *tail = blocks
+    """Bound the answers of which some stage is wide."""
+    first, *rest = blocks
 
     def least(price: float) -> float:
-        alone = _by_places(wide, price, [part.receive.same_ns for part in wide])
-        later = _by_places(wide, price, [part.hop_ns for part in wide])
-        only = min((ns + _after(last, price, {places: 0.0}, 0.0) for places, ns in alone.items()), default=math.inf)
-        first_wide = _least(wide, price) + _after(last, price, later, 0.0)
-        another_wide = _least(stages.parts, price) + _after(last, price, later, min(later.values(), default=math.inf))
-        beside = _least(first, price) + sum(_least(parts, price) for parts in tail)
-        return min(only, first_wide, another_wide) + beside
+        return _finished(price, _some_wide_stage(price, stages, first), rest)
 
     return stages.layers_ns + max(price * hosts + least(price) for price in stages.prices) + (hosts - 1) * message_ns
 
 
-def _by_places(wide: Sequence[Part], price: float, entry_ns: Iterable[int]) -> dict[tuple[int, int], float]:
-    """Return the least ns of stages by hosts and devices, with their entries and less the price of their hosts."""
-    least: dict[tuple[int, int], float] = {}
-    for part, ns in zip(wide, entry_ns, strict=True):
-        places = part.hosts, part.devices
-        least[places] = min(part.ns + ns - price * part.hosts, least.get(places, math.inf))
-    return least
+# ---- chains of parts ----
 
 
-def _after(last: Sequence[Part], price: float, stage_ns: Mapping[tuple[int, int], float], any_ns: float) -> float:
-    """Return the least ns of the block after the last stage, with what that block receives, and of a wide stage.
+_Ends = Mapping[tuple[int, int], float]
+"""The least ns of a chain by the hosts and devices of its last part, beyond the layers and less the price of hosts."""
 
-    A wide block on the devices of the last stage has as many hosts and devices as a wide stage, which is then that one.
-    ``stage_ns``: ns of the last stage by hosts and devices; ``any_ns``: what some wide stage takes, whichever is last.
+
+def _ends(
+    parts: Iterable[tuple[Part, float]], price: float, before: _Ends | None = None, near_ns: float = math.inf
+) -> _Ends:
+    """Return the chains that end with one of the parts, of which each takes so many ns and what it receives.
+
+    ``before``: chains that it receives from, None where it receives nothing; ``near_ns``: the least of one that may end
+    on any devices of one host.
     """
+    any_ns = math.inf if before is None else min(near_ns, _least_of(before))
+    ends: dict[tuple[int, int], float] = {}
+    for part, ns in parts:
+        places = part.hosts, part.devices
+        if before is not None:
+            same_ns = min(before.get(places, math.inf), math.inf if part.is_wide else near_ns)
+            ns += min(part.receive.same_ns + same_ns, part.receive.inside_ns + any_ns)
+        ends[places] = min(ns - price * part.hosts, ends.get(places, math.inf))
+    return ends
+
+
+def _least_of(ends: _Ends) -> float:
+    return min(ends.values(), default=math.inf)
+
+
+def _near_stages(price: float, near: _Stages, first: Sequence[Part]) -> list[tuple[_Ends, float]]:
+    """Return the chains of the block ``first`` and stages on one host each: one, or several, of which any is last."""
+    opened = _ends([(part, part.ns) for part in first], price)
+    only = _ends(near.alone, price, opened)
+    several = _least_of(_ends([(part, part.ns + part.told_ns) for part in near.parts], price, opened))
+    return [(only, math.inf), ({}, several)]
+
+
+def _some_wide_stage(price: float, stages: _Stages, first: Sequence[Part]) -> list[tuple[_Ends, float]]:
+    """Return the chains of the block ``first`` and stages of which a wide one is the only, the first, or another."""
+    wide = [part for part in stages.parts if part.is_wide]
+    opened = _ends([(part, part.ns) for part in first], price)
+    only = _ends([(part, ns) for part, ns in stages.alone if part.is_wide], price, opened)
+    wide_first = _least_of(_ends([(part, part.ns + part.told_ns) for part in wide], price, opened))
+    later = _ends([(part, part.ns + part.hop_ns) for part in wide], price)
+    any_first = _least_of(_ends([(part, part.ns) for part in stages.parts], price, opened))
+    told = _ends([(part, part.ns + part.hop_ns + part.told_ns) for part in wide], price)
+    return [
+        (only, math.inf),
+        ({places: wide_first + ns for places, ns in later.items()}, wide_first),
+        ({places: any_first + ns for places, ns in told.items()}, any_first + _least_of(told)),
+    ]
+
+
+def _finished(price: float, chains: Iterable[tuple[_Ends, float]], blocks: Sequence[Sequence[Part]]) -> float:
+    """Return the least ns of the chains with the blocks after the last stage."""
     least = math.inf
-    for part in last:
-        matching_ns = max(any_ns, stage_ns.get((part.hosts, part.devices), math.inf)) if part.is_wide else any_ns
-        received_ns = min(part.receive.same_ns + matching_ns, part.receive.inside_ns + any_ns)
-        least = min(least, part.ns + received_ns - price * part.hosts)
+    for ends, near_ns in chains:
+        for block in blocks:
+            ends, near_ns = _ends([(part, part.ns) for part in block], price, ends, near_ns), math.inf
+        least = min(least, _least_of(ends))
     return least
 
 
@@ -248,18 +284,20 @@ def _after(last: Sequence[Part], price: float, stage_ns: Mapping[tuple[int, int]
 
 def _stage_parts(problem: Problem) -> list[Part]:
     """Return the groups that run any layer."""
-    host_of = problem.host_of
-    return [
-        Part(
-            hosts=len({host_of[device] for device in group.devices}),
-            devices=len(group.devices),
-            receive=group.first,
-            layer_ns=_layer_ns(problem, group),
-            hop_ns=group.network_hop_ns,
-        )
-        for group in problem.groups
-        if any(group.splits)
-    ]
+    parts = []
+    for group in problem.groups:
+        if any(group.splits):
+            per_host = Counter(problem.host_of[device] for device in group.devices)
+            part = Part(
+                hosts=len(per_host),
+                devices=len(group.devices),
+                receive=group.first,
+                layer_ns=_layer_ns(problem, group),
+                hop_ns=group.network_hop_ns,
+                told_ns=sum(problem.message_ns[host] * rounds(count) for host, count in per_host.items()),
+            )
+            parts.append(part)
+    return parts
 
 
 def _layer_ns(problem: Problem, group: Group) -> tuple[float, ...]:

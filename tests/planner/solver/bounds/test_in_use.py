@@ -92,7 +92,7 @@ def test_what_a_part_receives_from_its_own_devices_is_not_counted_again_from_afa
 
 def test_a_block_over_several_hosts_receives_from_a_stage_on_one() -> None:
     wide = bound([stage(1, 1, 100)], [block(1, 1, 50), block(2, 2, 20)])
-    assert close(wide.least_ns(1), 1020)
+    assert close(wide.least_ns(1), 1000 + (20 + 5))
     assert close(wide.least_ns(2), 1000 + (20 + 5) + 3)
     assert close(wide.least_ns(2, 2), 1028)
     assert close(wide.least_ns(3, 3), 1000 + (20 + 5) + 2 * 3), (
@@ -102,10 +102,23 @@ def test_a_block_over_several_hosts_receives_from_a_stage_on_one() -> None:
 
 def test_a_block_over_more_hosts_than_any_stage_receives_from_other_devices() -> None:
     last = [block(2, 4, 50), block(4, 8, 40)]
-    assert close(bound([stage(2, 4, 100)], last).least_ns(2), 1000 + 40 + 5 + 3)
-    assert close(bound([stage(2, 4, 100), stage(4, 8, 100)], last).least_ns(2), 1000 + 40 + 3)
+    assert close(bound([stage(2, 4, 100)], last).least_ns(2), 1000 + 5 + 40 + 5 + 3)
+    assert close(bound([stage(2, 4, 100), stage(4, 8, 100)], last).least_ns(2), 1000 + 5 + 40 + 3)
     later = bound([stage(2, 4, 100), stage(4, 8, 150)], last)
-    assert close(later.least_ns(2), 1000 + 40 + 5 + 3), "a last stage there costs 50 and a hop more"
+    assert close(later.least_ns(2), 1000 + 5 + 40 + 5 + 3), "a last stage there costs 50 and a hop more"
+
+
+def test_a_stage_that_is_the_only_one_has_all_layers() -> None:
+    last = [block(2, 4, 80), block(4, 8, 40)]
+    slower = bound([stage(2, 4, 100), stage(4, 8, 101)], last)
+    assert close(slower.least_ns(2), 1000 + 5 + 40 + 5 + 3), "10 layers take 10 ns more there, one and a hop 21"
+
+
+def test_the_devices_of_a_stage_are_told_what_was_accepted() -> None:
+    for parts in ([stage(1, 4, 100)], [stage(2, 4, 100)]):
+        told = [replace(part, told_ns=7) for part in parts]
+        last = [block(parts[0].hosts, 4, 50)]
+        assert close(bound(told, last).least_ns(1), bound(parts, last).least_ns(1) + 7)
 
 
 def test_a_stage_over_several_hosts_costs_what_one_layer_takes_more_there() -> None:
@@ -130,6 +143,7 @@ def test_a_cheaper_group_over_more_hosts_lowers_the_bound() -> None:
         least_devices=3,
         layer_ns=(0.0,) * len(problem.kinds),
         network_hop_ns=0,
+        told_ns=0,
         first=nothing,
         blocks=((0.0, nothing),) * len(list(problem.blocks)),
     )
