@@ -103,8 +103,13 @@ def _entries(index: int, gpu: Gpu, dtype: DType) -> Iterator[_Entry]:
         if not gpu.slices:
             why = "MIG is on and no slice is made, so that no program can use it"
             yield _Entry(id=f"gpu{index}", gpu=index, fields={}, notes=(identity,), missing=why)
+        shared = Counter(part.gpu_instance for part in gpu.slices)
         for position, part in enumerate(gpu.slices):
-            yield _slice_entry(f"gpu{index}-mig{position}", index, gpu, part, dtype)
+            device_id = f"gpu{index}-mig{position}"
+            if shared[part.gpu_instance] == 1:
+                yield _slice_entry(device_id, index, gpu, part, dtype)
+            else:
+                yield _shared_entry(device_id, index, gpu, part, shared[part.gpu_instance])
         return
     yield _gpu_entry(f"gpu{index}", index, gpu, identity)
 
@@ -188,10 +193,24 @@ def _own_figures(gpu: Gpu, doubt: str, notes: list[str]) -> tuple[dict[str, str]
     return fields, ""
 
 
+def _shared_entry(device_id: str, index: int, gpu: Gpu, part: Slice, count: int) -> _Entry:
+    """Describe a compute instance that has no memory of its own, and so is no device of a plan."""
+    why = (
+        f"one of {count} compute instances of GPU instance {part.gpu_instance}, which share its memory and bandwidth: "
+        f"give it one compute instance, with `nvidia-smi mig -i {index} -gi {part.gpu_instance} -dci` and then `-cci` "
+        "in the place of `-dci`, and detect again"
+    )
+    return _Entry(id=device_id, gpu=index, fields={}, notes=(_slice_note(gpu, part),), missing=why)
+
+
+def _slice_note(gpu: Gpu, part: Slice) -> str:
+    return f"{part.name}, {part.uuid} of {gpu.name}, {gpu.uuid}, {gpu.pci}"
+
+
 def _slice_entry(device_id: str, index: int, gpu: Gpu, part: Slice, dtype: DType) -> _Entry:
     """Describe a MIG device: its own memory, bandwidth in proportion to it, rate in proportion to compute slices."""
     kind, doubt = _type_of(gpu)
-    notes = (f"{part.name}, {part.uuid} of {gpu.name}, {gpu.uuid}, {gpu.pci}",)
+    notes = (_slice_note(gpu, part),)
     if kind is None or gpu.total_bytes is None or kind.bandwidth_bytes_per_s is None:
         why = doubt or "NVML does not report the memory of the whole GPU"
         return _Entry(id=device_id, gpu=index, fields={}, notes=notes, missing=f"{why}: give its figures")

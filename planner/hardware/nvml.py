@@ -38,6 +38,8 @@ class Slice:
     memory_bytes: int
     compute_slices: int
     """Number of compute slices: sevenths of the GPU, fourths of an A30."""
+    gpu_instance: int
+    """Number of the GPU instance, whose memory and bandwidth its compute instances share; each is a MIG device."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,6 +190,7 @@ def _slices(nvml: _Calls, handle: Any) -> Iterator[Slice]:
                 uuid=nvml.need("nvmlDeviceGetUUID", part),
                 memory_bytes=nvml.need("nvmlDeviceGetMemoryInfo", part).total,
                 compute_slices=nvml.need("nvmlDeviceGetAttributes_v2", part).computeInstanceSliceCount,
+                gpu_instance=nvml.need("nvmlDeviceGetGpuInstanceId", part),
             )
 
 

@@ -113,6 +113,35 @@ def test_a_gpu_in_mig_mode_without_slices_is_left_out() -> None:
     assert line.endswith("): MIG is on and no slice is made, so that no program can use it")
 
 
+def test_compute_instances_that_share_a_gpu_instance_are_left_out() -> None:
+    """Each is a MIG device for which NVML reports the memory of all of them."""
+    recording = Recording("a100-mig")
+    migs = recording.data["devices"][0]["migs"]
+    whole = migs["0"]
+    for number, slices in (("0", 1), ("3", 2)):
+        migs[number] = whole | {
+            "nvmlDeviceGetName": f"NVIDIA A100-SXM4-80GB MIG {slices}c.3g.40gb",
+            "nvmlDeviceGetUUID": f"MIG-6d4b9adb-ebcd-4f5e-89c1-8070b6d1308{number}",
+            "nvmlDeviceGetAttributes_v2": whole["nvmlDeviceGetAttributes_v2"] | {"computeInstanceSliceCount": slices},
+        }
+    description = detect(read_machine(recording), "box0", "bfloat16")
+    assert [entry.id for entry in description.inventory.devices] == ["gpu0-mig1", "gpu0-mig2", "gpu1"]
+    assert [line.partition(" of NVIDIA")[0] for line in description.left_out] == [
+        "gpu0-mig0 (NVIDIA A100-SXM4-80GB MIG 1c.3g.40gb, MIG-6d4b9adb-ebcd-4f5e-89c1-8070b6d13080",
+        "gpu0-mig3 (NVIDIA A100-SXM4-80GB MIG 2c.3g.40gb, MIG-6d4b9adb-ebcd-4f5e-89c1-8070b6d13083",
+    ]
+    for line in description.left_out:
+        assert line.partition("): ")[2] == (
+            "one of 2 compute instances of GPU instance 1, which share its memory and bandwidth: give it one compute "
+            "instance, with `nvidia-smi mig -i 0 -gi 1 -dci` and then `-cci` in the place of `-dci`, and detect again"
+        )
+    # The only compute instance of a GPU instance has all its memory, and the rate of its own slices.
+    del migs["3"]
+    alone = device(detect(read_machine(recording), "box0", "bfloat16"), "gpu0-mig0")
+    assert (alone.memory_bytes, alone.bandwidth_bytes_per_s) == (40192 << 20, 2039 * 10**9 * 4 // 8)
+    assert alone.flops_per_s == 312_000 // 7 * 10**9
+
+
 def test_a_machine_of_unlike_gpus() -> None:
     description = detected("mixed")
     (host,) = description.inventory.hosts
