@@ -6,6 +6,7 @@ plan runs on these very devices; without that field it holds for any machine wit
 comments.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -124,7 +125,7 @@ def _gpu_entry(device_id: str, index: int, gpu: Gpu, identity: str) -> _Entry:
     return _Entry(
         id=device_id,
         gpu=index,
-        fields=fields | {"ordinal": str(index), "uuid": f'"{gpu.uuid}"'},
+        fields=fields | {"ordinal": str(index), "uuid": _quoted(gpu.uuid)},
         notes=tuple(notes),
         missing=missing,
     )
@@ -188,7 +189,7 @@ def _own_figures(gpu: Gpu, doubt: str, notes: list[str]) -> tuple[dict[str, str]
         "memory": units.mebibytes(usable),
         "bandwidth": units.megabytes_per_s(gpu.bus_bits // 8 * 2 * gpu.memory_mhz * 10**6),
         "flops": units.gigaflops(rate),
-        "reported_name": f'"{_MAKERS.sub("", gpu.name, count=1)}"',
+        "reported_name": _quoted(_MAKERS.sub("", gpu.name, count=1)),
     }
     return fields, ""
 
@@ -224,7 +225,7 @@ def _slice_entry(device_id: str, index: int, gpu: Gpu, part: Slice, dtype: DType
         "flops": units.gigaflops(kind.flops_per_s[dtype] * part.compute_slices // sevenths),
         "reported_name": kind.reported_name,
         "ordinal": str(index),
-        "uuid": f'"{part.uuid}"',
+        "uuid": _quoted(part.uuid),
     }
     share = f"{parts}/{_MEMORY_PARTS} of the bandwidth, {part.compute_slices}/{sevenths} of the rate at {dtype};"
     seen = "the runtime gives its process this slice alone, by its UUID"
@@ -235,6 +236,11 @@ def _slug(name: str) -> str:
     """Return a type name for a GPU that is none of the catalogue's."""
     text = re.sub(r"[^a-z0-9._-]+", "-", _MAKERS.sub("", name, count=1).lower()).strip("-._")[:56]
     return f"{text}-unlisted" if text in catalog().devices or text in ("", CPU) else text
+
+
+def _quoted(text: str) -> str:
+    """Return printable text in double quotes, as YAML and JSON have them."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _device_lines(entry: _Entry) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import pynvml
 
 from planner.errors import DetectionError, NoGpuError
+from plans.format import quote
 
 _MISSING_FEATURE = {
     pynvml.NVML_ERROR_NOT_SUPPORTED,
@@ -120,12 +121,15 @@ class _Calls:
         self.nvml = nvml
 
     def need(self, name: str, *arguments: Any) -> Any:
-        """Return the result of a call, bytes as text; raise DetectionError for any failure."""
+        """Return the result of a call, bytes as text; raise DetectionError for any failure, and text with control
+        characters or not of UTF-8."""
         try:
             value = getattr(self.nvml, name)(*arguments)
         except pynvml.NVMLError as error:
             raise DetectionError(f"{name}: NVML says {error}: this GPU cannot be detected") from error
-        return value.decode() if isinstance(value, bytes) else value
+        except UnicodeDecodeError as error:  # nvidia-ml-py decodes some answers itself
+            raise _no_text(name, error.object) from error
+        return _text(name, value) if isinstance(value, str | bytes) else value
 
     def get(self, name: str, *arguments: Any) -> Any:
         """Return the result of a call, None where the device or the driver lacks the feature."""
@@ -135,6 +139,24 @@ class _Calls:
             if getattr(error.__cause__, "value", None) in _MISSING_FEATURE:
                 return None
             raise
+
+
+def _text(name: str, value: str | bytes) -> str:
+    """Return what a call says as text that can stand in a line of an inventory; raise DetectionError."""
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+        raise _no_text(name, value) from error
+    if not text.isprintable():
+        raise _no_text(name, text)
+    return text
+
+
+def _no_text(name: str, value: str | bytes) -> DetectionError:
+    return DetectionError(
+        f"{name}: found {quote(value)}, expected printable UTF-8: this GPU cannot be detected: write the inventory by "
+        "hand"
+    )
 
 
 def _read(nvml: _Calls) -> Machine:
@@ -176,8 +198,7 @@ def _gpu(nvml: _Calls, handle: Any) -> Gpu:
 
 
 def _pci(info: Any) -> str:
-    text = info.busId
-    return (text.decode() if isinstance(text, bytes) else str(text)).upper()
+    return _text("nvmlDeviceGetPciInfo", info.busId).upper()
 
 
 def _slices(nvml: _Calls, handle: Any) -> Iterator[Slice]:

@@ -162,6 +162,14 @@ def test_a_machine_of_unlike_gpus() -> None:
     assert "# - {id: gpu3, type: gt-710, ordinal: 3, uuid: " in description.text
 
 
+def test_a_name_is_text_of_the_inventory_and_no_fields() -> None:
+    recording = Recording("mixed")
+    name = 'X", memory: 1 GiB} # \\ é'
+    recording.data["devices"][2]["nvmlDeviceGetName"] = name
+    other = device(detect(read_machine(recording), "box0", "bfloat16"), "gpu2")
+    assert (other.reported_name, other.memory_bytes) == (name, 19995 << 20)
+
+
 def test_memory_that_nvml_does_not_report_is_taken_from_the_catalogue() -> None:
     for name, kind in (("gb10", "gb10"), ("t4-old-driver", "t4")):
         description = detected(name)

@@ -115,3 +115,23 @@ def test_machines_that_cannot_be_read_are_refused(library: Any, message: str) ->
     assert str(caught.value) == message
     assert caught.value.exit_code == 5
     assert library.open == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["RTX\nhosts: []", "RTX\x1b[31m", "RTX\u2028 4090", "RTX\x85", {"latin-1": "RTX\xe9"}, {"decoded": "RTX\xe9"}],
+)
+def test_a_name_that_cannot_stand_in_a_line_is_an_error(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    recording = Recording("rtx4090x2-pcie")
+    value = name if isinstance(name, str) else next(iter(name.values())).encode("latin-1")
+
+    def get_name(_handle: Any) -> Any:
+        return value.decode() if "decoded" in name else value
+
+    monkeypatch.setattr(recording, "nvmlDeviceGetName", get_name, raising=False)
+    with pytest.raises(DetectionError) as caught:
+        read_machine(recording)
+    assert str(caught.value) == (
+        f"nvmlDeviceGetName: found {value!r}, expected printable UTF-8: this GPU cannot be detected: write the "
+        "inventory by hand"
+    )
