@@ -9,6 +9,7 @@ The same engine serves one prompt after the other without loading anything again
 caller's process and sets its number of torch threads; one of several devices in a process per device, started here.
 """
 
+import os
 import threading
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence, Set
@@ -64,6 +65,7 @@ class Engine:
         self._current: weakref.ref[Stream] | None = None
         """Weak reference, so that an abandoned stream does not block the engine."""
         self._free, self._closed = threading.Lock(), False
+        self._process = os.getpid()
 
     @classmethod
     def open(
@@ -116,7 +118,7 @@ class Engine:
         """End the ranks; the engine serves no more, and whoever is being served gets a RequestError.
 
         May be called again, from another thread, and from a signal handler. An engine that is dropped is closed, too,
-        and so is one that is still open when the interpreter exits.
+        and so is one that is still open when the interpreter exits. A forked process ends nothing of its parent's.
         """
         if not self._closed:
             self._closed = True
@@ -221,13 +223,23 @@ class Engine:
                 places=self.plan.options.batch, context=self.plan.options.context, queue=queue,
             )  # fmt: skip
 
+    def check_process(self) -> None:
+        """Raise RequestError in a process that was forked from the one that opened the engine: it has no ranks."""
+        if os.getpid() != self._process:
+            raise RequestError(
+                f"the engine was opened in process {self._process}, from which this one was forked: use it there, or "
+                "fork before it is opened"
+            )
+
     def _check(self, requests: Sequence[Request]) -> None:
+        self.check_process()
         for request in requests:
             self._check_one(request)
         if self._open_stream() is not None:
             raise RequestError(BUSY)
 
     def _check_one(self, request: Request) -> None:
+        self.check_process()
         check_request(self.plan, request)
         if request.stop:
             _ = self.tokenizer
@@ -308,6 +320,7 @@ class Stream(Iterator[Piece]):
         self.ended = False
 
     def __next__(self) -> Piece:
+        self._engine.check_process()
         if not self._reading.acquire(blocking=False):
             raise RequestError("the stream is being read by another thread: one at a time")
         try:

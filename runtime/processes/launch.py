@@ -1,12 +1,15 @@
 """Rank processes of this host: start them, send them requests, and leave none behind."""
 
+import ctypes
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import sys
 import threading
 import time
 import types
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -73,6 +76,7 @@ class Ranks:
         """Devices of all ranks of the plan."""
         self._stopped: Any = context.RawValue("i", 0)
         self.processes: dict[int, RankProcess] = {}
+        _RANKS.add(self)
         try:
             for rank in ranks:
                 with defer_signals(signal.SIGINT, signal.SIGTERM), main_module_hidden():
@@ -146,6 +150,17 @@ class Ranks:
             for rank in self.processes.values():
                 rank.pipe.close()
 
+    def forget(self) -> None:
+        """Have no ranks from now on, in a process that was forked from the one that has them: they serve that one.
+
+        multiprocessing would terminate them when the forked process exits, as if they were its own.
+        """
+        for rank in self.processes.values():
+            multiprocessing.process._children.discard(rank.process)  # type: ignore[attr-defined]
+            rank.pipe.close()
+        self.processes = {}
+        self._stopped = ctypes.c_int(0)
+
     def _send_kill(self) -> None:
         for rank in self.processes.values():
             if rank.process.is_alive():
@@ -166,6 +181,19 @@ class Ranks:
                     parent = psutil.Process(rank.process.pid).ppid()
                     if parent not in (os.getpid(), 0, 1):
                         os.kill(parent, signal.SIGKILL)
+
+
+_RANKS: "weakref.WeakSet[Ranks]" = weakref.WeakSet()
+"""Ranks of this process."""
+
+
+def _forget_ranks() -> None:
+    for ranks in list(_RANKS):
+        ranks.forget()
+    _RANKS.clear()
+
+
+os.register_at_fork(after_in_child=_forget_ranks)
 
 
 _MAIN_MODULE = threading.Lock()

@@ -200,14 +200,16 @@ class InProcesses:
     def session(self) -> Iterator[Session]:
         """Serve on the ranks.
 
-        Whoever leaves it does not wait for the ranks, which end their current step; the next session does.
+        Whoever leaves it does not wait for the ranks, which end their current step; the next session does. A process
+        that was forked meanwhile leaves its copy and ends nothing.
         """
+        process = os.getpid()
         self._drain()
         self._ranks.stop_output(stop=False)
         try:
             yield _Remote(self)
         finally:
-            if self._requests.open:
+            if process == os.getpid() and self._requests.open:
                 self.stop()
 
     def send(self, packet: Packet) -> None:

@@ -56,6 +56,7 @@ class Supervisor:
         self._messages: queue.SimpleQueue[_Message | None] = queue.SimpleQueue()
         """Messages of all ranks; None: the supervisor is to end."""
         self._failed = False
+        self._any_rank = min(ranks.processes)
         for rank in ranks.processes:
             threading.Thread(target=self._receive, args=(rank,), name=f"receiver {rank}", daemon=True).start()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
@@ -74,7 +75,7 @@ class Supervisor:
 
     def wake(self) -> None:
         """Let whoever waits for the next event have one without content."""
-        self._events.put(Received(rank=min(self._ranks.processes), event=()))
+        self._events.put(Received(rank=self._any_rank, event=()))
 
     def __enter__(self) -> "Supervisor":
         return self

@@ -190,6 +190,58 @@ def test_a_program_ends_at_a_signal(
     assert program.end().code in codes
 
 
+FORKED = """
+import gc
+from runtime.errors import RequestError
+
+def fork(use):
+    sys.stdout.flush()
+    process = os.fork()
+    if process == 0:
+        use()
+        os._exit(0)
+    assert os.waitpid(process, 0)[1] == 0
+
+def refused(*uses):
+    for use in uses:
+        try:
+            use()
+        except RequestError as error:
+            assert str(error) == (
+                f"the engine was opened in process {os.getppid()}, from which this one was forked: use it there, or "
+                "fork before it is opened"
+            ), error
+        else:
+            os._exit(9)
+
+def drop():
+    global engine, stream
+    del engine, stream
+    gc.collect()
+
+engine = Engine.open(sys.argv[1])
+stream = begin(engine)
+fork(lambda: sys.exit(0))
+fork(drop)
+fork(lambda: engine.close())
+fork(lambda: (stream.close(), engine.stop()))
+fork(lambda: refused(
+    lambda: next(stream), lambda: engine.generate([1], max_new_tokens=1), lambda: engine.serve_batch([]),
+    engine.continuous,
+))
+assert len([next(stream) for _ in range(50)]) == 50
+stream.close()
+with engine.continuous() as batching:
+    fork(lambda: (refused(lambda: batching.submit(engine.request([1]), print)), batching.__exit__()))
+assert len(engine.generate([1, 2, 3], max_new_tokens=4, ignore_eos=True).tokens) == 4
+"""
+
+
+def test_forked_processes_leave_the_engine_of_their_parent_alone(start: Callable[[str], Program]) -> None:
+    end = start(FORKED).end()
+    assert (end.code, end.errors) == (0, "")
+
+
 def command(plan_dir: Path, *options: str) -> list[str]:
     return [
         *(sys.executable, "-m", "runtime", "run", str(plan_dir), "--prompt-ids", "1,2", "--ignore-eos", "-q"),
