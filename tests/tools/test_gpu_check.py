@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -45,6 +46,13 @@ def test_the_parts_take_ten_minutes_at_most_and_each_is_there(capsys: pytest.Cap
     assert [part.name for part in gpu_check.PARTS] == list(gpu_parts.PARTS)
     assert gpu_check.main(["--list"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(gpu_parts.PARTS)
+
+
+def test_the_table_of_what_needs_a_gpu_names_each_part() -> None:
+    text = (TOOLS.parent / "runtime" / "README.md").read_text()
+    rows = [line.split(" | ") for line in text.partition("## Not tried on a GPU")[2].partition("\n## ")[0].splitlines()]
+    named = {name for row in rows if len(row) == 3 for name in re.findall("`([a-z][a-z0-9_]*)`", row[2])}
+    assert named == set(gpu_parts.PARTS)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
