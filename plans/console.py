@@ -46,6 +46,14 @@ class Refusal:
 INTERRUPTION = Refusal(exit_code=process.INTERRUPTED, text=process.INTERRUPTION, data=None)
 """The end of a command after Ctrl-C."""
 
+_ENDS = {
+    KeyboardInterrupt: INTERRUPTION,
+    terminal.StdoutClosed: Refusal(
+        exit_code=UNWRITTEN, text="error: stdout: cannot write: it is closed: open it, or send it to a file", data=None
+    ),
+}
+"""Ends of a command that are those of both packages."""
+
 Describe = Callable[[BaseException], Refusal | None]
 """Turns an error into a refusal; None for an error that is a bug and keeps its traceback."""
 
@@ -94,7 +102,7 @@ def refusals_reported(
 
     ``as_json``: also write the error as one JSON object to stdout, with this ``indent``. ``ending``: called with the
     text before the exit. Where nobody reads what is written, exit without a word; where a full disk takes no more of
-    it, say so.
+    it, or stdout is closed, say so.
     """
     try:
         yield
@@ -103,7 +111,7 @@ def refusals_reported(
             _discard(stream)
         sys.exit(UNWRITTEN)
     except (Exception, KeyboardInterrupt) as error:
-        refusal = INTERRUPTION if isinstance(error, KeyboardInterrupt) else describe(error)
+        refusal = _ENDS.get(type(error)) or describe(error)
         if refusal is None and isinstance(error, OSError) and error.errno == errno.ENOSPC:
             refusal = Refusal(exit_code=UNWRITTEN, text=f"error: stdout: cannot write: {error.strerror}", data=None)
         if refusal is None:

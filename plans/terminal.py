@@ -14,20 +14,28 @@ _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud8
 """Control characters but tab and newline, separators of lines, bidirectional overrides, surrogates, annotations."""
 
 
+class StdoutClosed(Exception):
+    """Data for stdout, which is closed."""
+
+
 def printable(text: str) -> str:
     """Return text with escapes for the characters that a terminal obeys instead of showing."""
     return _UNSEEN.sub(_escape, text)
 
 
 def out(text: str = "", end: str = "\n", *, styled: bool = False) -> None:
-    """Write data to stdout: as it is to a pipe or file, printable to a terminal. ``styled``: with our own colours."""
+    """Write data to stdout: as it is to a pipe or file, printable to a terminal; raise StdoutClosed where it is closed.
+
+    ``styled``: with our own colours.
+    """
     stream = sys.stdout
-    if stream is not None:  # it is None where stdout is closed
-        write(stream, f"{text}{end}" if styled or not stream.isatty() else f"{printable(text)}{end}")
+    if stream is None:
+        raise StdoutClosed
+    write(stream, f"{text}{end}" if styled or not stream.isatty() else f"{printable(text)}{end}")
 
 
 def err(text: str, end: str = "\n", *, styled: bool = False) -> None:
-    """Write a message to stderr. ``styled``: with our own colours."""
+    """Write a message to stderr, if it is open. ``styled``: with our own colours."""
     if sys.stderr is not None:
         write(sys.stderr, f"{text if styled else printable(text)}{end}")
 

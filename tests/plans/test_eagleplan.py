@@ -112,14 +112,16 @@ OUTPUTS = (
     ("redirection", "code", "message"),
     [
         ("| true; exit ${PIPESTATUS[0]}", {0, 1}, ""),
-        (">&-", {0}, ""),
+        (">&-", {1}, "error: stdout: cannot write: it is closed: open it, or send it to a file\n"),
         (">/dev/full", {1}, "error: stdout: cannot write: No space left on device\n"),
     ],
     ids=["nobody reads", "closed", "full"],
 )
-def test_output_that_goes_nowhere_ends_a_command_quietly(
+def test_output_that_goes_nowhere_ends_a_command_without_a_traceback(
     arguments: str, redirection: str, code: set[int], message: str
 ) -> None:
+    if "--help" in arguments and redirection == ">&-":  # click's own writer says nothing
+        code, message = {0}, ""
     command = f"{sys.executable} -m plans.eagleplan {arguments} {redirection}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode in code

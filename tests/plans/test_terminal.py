@@ -42,10 +42,11 @@ def test_own_colours_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
         assert stream.getvalue() == "\x1b[1mbold\x1b[0m\n"
 
 
-def test_a_closed_stream_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_is_not_lost_in_silence_where_stdout_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", None)
     monkeypatch.setattr("sys.stderr", None)
-    terminal.out("x")
+    with pytest.raises(terminal.StdoutClosed):
+        terminal.out("x")
     terminal.err("x")
 
 

@@ -290,6 +290,16 @@ def test_a_closed_pipe_ends_a_run_quietly(plan_dir: tuple[Path, Plan]) -> None:
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+def test_text_for_a_closed_stdout_is_an_error(one_dir: Path) -> None:
+    command = [sys.executable, "-m", "runtime", "run", str(one_dir), "--prompt-ids", "1", "--max-new-tokens", "2", "-q"]
+    done = subprocess.run(
+        ["bash", "-c", '"$@" >&-', "-", *command], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (
+        1, "error: stdout: cannot write: it is closed: open it, or send it to a file\n"
+    )  # fmt: skip
+
+
 def test_a_conversation_continues_from_the_earlier_turns(one_dir: Path, command: Command) -> None:
     turns = io.StringIO("bc\n\ndef\n" + "g" * CONTEXT + "\n\ud800\nh\n")
     done = command("run", one_dir, "--interactive", "--max-new-tokens", "4", "-v", stdin=turns)
