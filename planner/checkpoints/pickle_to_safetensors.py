@@ -47,6 +47,8 @@ CPU_BYTES_PER_S = 20 << 20
 MOST_PICKLE_BYTES = 64 << 20
 """Largest ``data.pkl`` of an archive: it has names and shapes, which for a head are a few kB."""
 
+TOO_MUCH = "takes more memory than a dictionary of tensors in a file of its size"
+
 
 def convert(source: Path, target: Path, *, header_only: bool = False) -> None:
     """Write the tensors of ``source`` to ``target``; exit with a message if it holds anything else."""
@@ -85,10 +87,12 @@ def _load(source: Path) -> Any:
             _check_archive(source)
         return torch.load(source, map_location="cpu", weights_only=True, mmap=zipped or None)
     except (MemoryError, RecursionError) as error:
-        sys.exit(f"takes more memory than a dictionary of tensors in a file of its size: {type(error).__name__}")
+        sys.exit(f"{TOO_MUCH}: {type(error).__name__}")
     except pickle.UnpicklingError:
         sys.exit("it is no pickle, or holds something else than tensors, which is never loaded")
     except Exception as error:  # torch raises errors of many classes for a damaged archive
+        if "can't allocate memory" in str(error):  # a RuntimeError of torch's allocator
+            sys.exit(f"{TOO_MUCH}, of which its reader has {resource.getrlimit(resource.RLIMIT_AS)[0]} bytes")
         sys.exit(str(error).partition(". ")[0].partition("\n")[0] or type(error).__name__)
 
 

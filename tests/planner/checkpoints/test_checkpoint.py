@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -327,6 +328,18 @@ def test_a_pickle_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "it is no pickle, or holds something else than tensors, which is never loaded"
     )
     assert not (tmp_path / "evil").exists()
+
+
+def test_a_pickle_that_claims_a_large_storage_is_refused(tmp_path: Path) -> None:
+    where = directory(tmp_path / "head")
+    torch.save({"a": torch.zeros(77)}, where / PICKLE, _use_new_zipfile_serialization=False)
+    claimed = (where / PICKLE).read_bytes().replace(b"K\x4d", b"\x8a\x05" + (1 << 36).to_bytes(5, "little"))
+    (where / PICKLE).write_bytes(claimed)
+    assert re.fullmatch(
+        re.escape(f"{where / PICKLE}: cannot be read as a dictionary of tensors: ")
+        + r"takes more memory than a dictionary of tensors in a file of its size, of which its reader has \d+ bytes",
+        refused(lambda: read_checkpoint(where, pickles=True)),
+    )
 
 
 @pytest.mark.parametrize("kind", ["fifo", "device"])
