@@ -158,6 +158,11 @@ def _default_template(config: dict[str, Any]) -> str:
             name, source = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
             if not isinstance(name, str) or not isinstance(source, str):
                 raise Refused(f"chat_template[{position}]: expected a mapping with the texts name and template")
+            if any(other["name"] == name for other in template[:position]):
+                raise Refused(
+                    f"chat_template[{position}].name: found {json.dumps(name[:MOST_NAME])} a second time, expected a "
+                    "template of each name: remove one"
+                )
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
     if template is None:
         raise Refused(NO_TEMPLATE)

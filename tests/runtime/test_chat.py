@@ -150,6 +150,7 @@ MALFORMED = {
     "entry that is no mapping": ["default"],
     "name a list": [{"name": ["default"], "template": "x"}],
     "template a list": [{"name": "default", "template": ["x"]}],
+    "a name twice": [{"name": name, "template": "x"} for name in ("tools", "default", "default")],
     "no loader": "{% include 'x' %}",
     "unknown tag": "{% generations %}",
     "open tag": "{% generation %}",
@@ -173,6 +174,15 @@ def test_a_malformed_or_immoderate_template_is_refused_in_a_line(name: str, tmp_
         ChatTemplate(directory).render(TURNS)
     assert len(str(refusal.value)) < 600
     assert "\n" not in str(refusal.value)
+
+
+def test_of_two_templates_of_one_name_neither_is_taken(tmp_path: Path) -> None:
+    with pytest.raises(RequestError) as refusal:
+        ChatTemplate(written(tmp_path, MALFORMED["a name twice"]))
+    assert str(refusal.value) == (
+        f'{tmp_path}/tokenizer_config.json: chat_template[2].name: found "default" a second time, expected a template '
+        "of each name: remove one"
+    )
 
 
 @pytest.mark.parametrize("source", [LOOPS, "{{ 9 ** (9 ** 9) }}"], ids=["endless loops", "power"])
