@@ -18,16 +18,18 @@ Over several hosts:
 
 * of equal hosts: a run of two or more, with the same first devices of each class of parts on every host. Where a host
   has more than MOST_PARTS such choices, only whole classes;
-* of hosts that have devices of one look, whatever else these have: from each class of equal hosts a run or none, in
-  every combination, with the first n of these devices on each host, for each n. Where there are more than
-  MOST_HOST_SETS combinations, runs of the hosts in canonical order.
+* of hosts that have devices of one look, or of one speed whatever their memory, and whatever else they have: from each
+  class of equal hosts a run or none, in every combination, with the first n of these devices on each host, for each n;
+  and with devices of several such classes that all these hosts have, for every n of each class, or where these are more
+  than MOST_PARTS with none or all of it. Where there are more than MOST_HOST_SETS combinations of hosts, those of
+  classes of hosts that are equal but for memory; where these are too many, runs of the hosts in canonical order.
 
 Sets over several hosts that are none of these (unlike numbers of devices per host, classes combined differently) are
 not candidates. How a set divides attention is enumerated in :mod:`planner.problem.kv_splits`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, groupby, product
@@ -35,7 +37,7 @@ from typing import TypeVar
 
 from planner.costs.topology import Fabric
 from planner.errors import InputError
-from planner.problem.machine import Look, Machine, Module
+from planner.problem.machine import Machine, Module
 from plans.schema import Inventory
 
 MOST_SETS = 20_000
@@ -215,7 +217,7 @@ class Candidates:
         """Sets over several hosts, each once."""
         if self.inventory.network is None:
             return ()
-        return tuple(dict.fromkeys((*self._of_equal_hosts(), *self._of_one_look())))
+        return tuple(dict.fromkeys((*self._of_equal_hosts(), *self._of_common_classes())))
 
     def _of_equal_hosts(self) -> Iterator[DeviceSet]:
         """Yield the same part of every host of a run of equal hosts."""
@@ -226,28 +228,52 @@ class Candidates:
                     devices = tuple(modules[i].devices[place] for i in run for place in places)
                     yield DeviceSet(devices=devices, hosts=tuple(equal[i] for i in run))
 
-    def _of_one_look(self) -> Iterator[DeviceSet]:
-        """Yield devices of one look from hosts that have such, whatever else these have."""
-        owners: dict[Look, dict[int, list[int]]] = {}
-        for host, module in enumerate(self.machine.modules):
-            for device in module.devices:
-                owners.setdefault(self.machine.looks[device], {}).setdefault(host, []).append(device)
-        for by_host in owners.values():
-            for hosts in self._host_sets(by_host):
-                for most in range(1, max(len(by_host[host]) for host in hosts) + 1):
-                    devices = tuple(device for host in hosts for device in by_host[host][:most])
-                    yield DeviceSet(devices=devices, hosts=tuple(hosts))
+    def _of_common_classes(self) -> Iterator[DeviceSet]:
+        """Yield devices of one look or speed, or of several, from hosts that all have such, whatever else they have."""
+        for keys in dict.fromkeys((self.machine.looks, self.machine.speeds)):
+            numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+            classes: dict[int, dict[int, list[int]]] = {}
+            """Devices of each class on each host."""
+            for host, module in enumerate(self.machine.modules):
+                for device in module.devices:
+                    classes.setdefault(numbers[keys[device]], {}).setdefault(host, []).append(device)
+            for owners in classes.values():
+                for hosts in self._host_sets(owners):
+                    common = [by_host for by_host in classes.values() if all(host in by_host for host in hosts)]
+                    for counts in _common_counts(owners, common, hosts):
+                        chosen = [sorted(d for by_host, n in counts for d in by_host[host][:n]) for host in hosts]
+                        yield DeviceSet(devices=tuple(d for part in chosen for d in part), hosts=tuple(hosts))
 
-    def _host_sets(self, owners: Sequence[int] | dict[int, list[int]]) -> Iterator[Sequence[int]]:
+    def _host_sets(self, owners: Collection[int]) -> Iterator[Sequence[int]]:
         """Yield the combinations of two or more hosts: of each class of equal hosts a run or none."""
-        classes = [equal for hosts in self.machine.equal_hosts if (equal := [host for host in hosts if host in owners])]
-        if math.prod(_run_count(len(equal)) + 1 for equal in classes) > MOST_HOST_SETS:
-            yield from _runs(sorted(owners), 2)
-            return
-        for chosen in product(*([(), *_runs(equal, 1)] for equal in classes)):
-            hosts = [host for run in chosen for host in run]
-            if len(hosts) > 1:
-                yield hosts
+        for equal in (self.machine.equal_hosts, self.machine.equally_fast_hosts):
+            classes = [own for hosts in equal if (own := [host for host in hosts if host in owners])]
+            if math.prod(_run_count(len(own)) + 1 for own in classes) <= MOST_HOST_SETS:
+                for chosen in product(*([(), *_runs(own, 1)] for own in classes)):
+                    hosts = [host for run in chosen for host in run]
+                    if len(hosts) > 1:
+                        yield hosts
+                return
+        yield from _runs(sorted(owners), 2)
+
+
+_Class = Mapping[int, Sequence[int]]
+"""Devices that are alike, by host."""
+
+
+def _common_counts(
+    own: _Class, common: Sequence[_Class], hosts: Sequence[int]
+) -> Iterator[Sequence[tuple[_Class, int]]]:
+    """Yield how many devices each of some hosts contributes at most: of ``own`` alone, and of all classes in common."""
+    largest = [max(len(by_host[host]) for host in hosts) for by_host in common]
+    for count in range(1, max(len(own[host]) for host in hosts) + 1):
+        yield [(own, count)]
+    if len(common) == 1:
+        return
+    whole = math.prod(most + 1 for most in largest) - 1 > MOST_PARTS
+    for counts in product(*((0, most) if whole else range(most + 1) for most in largest)):
+        if any(counts):
+            yield list(zip(common, counts, strict=True))
 
 
 def _size(candidate: DeviceSet) -> tuple[int, tuple[int, ...]]:

@@ -16,7 +16,7 @@ most of its pairs of devices have, and lists the pairs that differ from it.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from itertools import combinations
@@ -52,6 +52,12 @@ def look_of(device: Device) -> Look:
         _measured(device),
         tuple(_together(own) for own in device.together or ()),
     )
+
+
+def _speed_of(look: Look) -> Look:
+    """Return a look without its memory."""
+    kind, _, *rest = look
+    return (kind, *rest)
 
 
 def _together(own: Together) -> Look:
@@ -110,11 +116,24 @@ class Machine:
         return tuple(map(look_of, self.inventory.devices))
 
     @cached_property
+    def speeds(self) -> tuple[Look, ...]:
+        """Looks of the devices without their memory, in the order of devices."""
+        return tuple(map(_speed_of, self.looks))
+
+    @cached_property
     def equal_hosts(self) -> tuple[tuple[int, ...], ...]:
         """Hosts that nothing tells apart, together, in order."""
-        equal: dict[tuple[Form, str], list[int]] = {}
+        return self._hosts_by(lambda form: form)
+
+    @cached_property
+    def equally_fast_hosts(self) -> tuple[tuple[int, ...], ...]:
+        """Hosts that only memory tells apart, together, in order."""
+        return self._hosts_by(lambda form: (tuple(sorted(map(_speed_of, form[0]))), form[1]))
+
+    def _hosts_by(self, key: Callable[[Form], object]) -> tuple[tuple[int, ...], ...]:
+        equal: dict[tuple[object, str], list[int]] = {}
         for index, (host, module) in enumerate(zip(self.inventory.hosts, self.modules, strict=True)):
-            equal.setdefault((module.form, host.transport), []).append(index)
+            equal.setdefault((key(module.form), host.transport), []).append(index)
         return tuple(map(tuple, equal.values()))
 
 

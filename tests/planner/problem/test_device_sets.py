@@ -67,18 +67,34 @@ def test_sets_over_equal_hosts_take_the_same_devices_of_each_host() -> None:
 
 
 def test_sets_over_unlike_hosts_take_devices_of_one_class() -> None:
-    """Each host contributes the same number of a look, or all that it has; links inside a host do not matter."""
+    """Each host contributes the same number of a look or speed, or all that it has; links inside do not matter."""
 
     def wide(*boxes: dict[str, Any]) -> set[tuple[str, ...]]:
         return {members for members in sets_of(*boxes) if len({name[0] for name in members}) > 1}
 
     two = host("a", cpu("a0", 8), cpu("a1", 8))
     assert wide(two, host("b", cpu("b0", 8))) == {("a0", "b0"), ("a0", "a1", "b0")}
-    assert wide(two, host("b", cpu("b0", 9), cpu("b1", 8))) == {("b1", "a0"), ("b1", "a0", "a1")}
-    assert wide(host("a", cpu("a0", 8)), host("b", cpu("b0", 9)), host("c", cpu("c0", 8))) == {("a0", "c0")}
+    assert wide(two, host("b", cpu("b0", 9, 20), cpu("b1", 8))) == {("b1", "a0"), ("b1", "a0", "a1")}
+    assert wide(host("a", cpu("a0", 8)), host("b", cpu("b0", 9, 20)), host("c", cpu("c0", 8))) == {("a0", "c0")}
     fast = {"class": "shm", "latency": "1 us"}
     assert wide(two, host("b", cpu("b0", 8), cpu("b1", 8), links=fast)) == {("b0", "a0"), ("b0", "b1", "a0", "a1")}
-    assert wide(two, host("b", cpu("b0", 9))) == set()
+    assert wide(two, host("b", cpu("b0", 9, 20))) == set()
+
+
+def test_devices_over_several_hosts_may_differ_in_memory_alone() -> None:
+    hosts = [host(name, cpu(f"{name}0", mib)) for name, mib in (("a", 8), ("b", 9), ("c", 8))]
+    joined = {frozenset(members) for members in sets_of(*hosts) if len(members) > 1}
+    assert joined == {frozenset(f"{name}0" for name in names) for names in ("ab", "bc", "ac", "abc")}
+    many = [host(f"h{i}", cpu(f"h{i}a", 8 + i)) for i in range(8)]
+    assert max(map(len, sets_of(*many))) == 8, "more combinations than are offered: runs of them all are"
+
+
+def test_hosts_join_with_all_that_they_have_in_common_whatever_else_one_has() -> None:
+    both = [(cpu(f"{name}0", 8), cpu(f"{name}1", 8, 20)) for name in "ab"]
+    pairs = {frozenset(members) for members in sets_of(host("a", *both[0]), host("b", *both[1]))}
+    more = {frozenset(members) for members in sets_of(host("a", *both[0], cpu("a2", 8, 30)), host("b", *both[1]))}
+    assert frozenset(("a0", "a1", "b0", "b1")) in pairs
+    assert pairs < more
 
 
 def test_all_combinations_of_few_unlike_hosts_are_offered() -> None:
@@ -152,7 +168,7 @@ def test_a_long_ring_is_offered_in_runs() -> None:
 
 def test_hosts_with_many_subsets_contribute_whole_or_half_classes() -> None:
     def box(name: str) -> dict[str, Any]:
-        return host(name, *(cpu(f"{name}{i}", 8 + i // 2) for i in range(8)))
+        return host(name, *(cpu(f"{name}{i}", 8, 10 + i // 2) for i in range(8)))
 
     wide = [
         members

@@ -1,15 +1,17 @@
-"""More candidates never make the optimum worse: problems from which groups, options and splits were taken at random."""
+"""More never makes the optimum worse: candidates of problems, memory and devices of machines."""
 
+import copy
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
 from planner.solver.minimise import Settings
 from planner.solver.problem import Block, Group, Option, Problem
 from planner.solver.solve import solve
+from tests.planner.instances import formulation, gpu, host
 from tests.planner.tiny_problems import tiny_problem
 
 Item = TypeVar("Item")
@@ -55,3 +57,37 @@ def test_more_candidates_never_give_a_worse_optimum(seed: int) -> None:
         solved = solve(step, Settings(workers=1))
         objectives.append(float("inf") if solved is None else solved.objective_ns)
     assert objectives == sorted(objectives, reverse=True)
+
+
+def _machine(rng: random.Random) -> Any:
+    """Return two or three hosts with one to three devices of two types, quick links, and little memory."""
+    rates = (
+        {"bandwidth": "2 GB/s", "flops": "1 TFLOP/s", "overhead": "5 us"},
+        {"bandwidth": "4 GB/s", "flops": "1 TFLOP/s"},
+    )
+    kib = rng.choice((14_000, 20_000))
+    types = [0] * rng.randint(1, 2) + [1] * rng.randint(0, 1)
+    hosts = [
+        host(f"h{h}", *(gpu(f"h{h}g{n}", kib, **rates[kind]) for n, kind in enumerate(types)), links={"class": "pcie"})
+        for h in range(rng.randint(2, 3))
+    ]
+    return {"hosts": hosts, "network": {"class": "infiniband", "latency": "2 us"}}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_more_memory_or_another_device_never_makes_a_step_longer(seed: int) -> None:
+    rng = random.Random(seed)
+    data = _machine(rng)
+    more = copy.deepcopy(data)
+    devices = more["hosts"][rng.randrange(len(more["hosts"]))]["devices"]
+    if rng.random() < 0.5:
+        grown = rng.choice(devices)
+        grown["memory"] = f"{int(grown['memory'].split()[0]) + 512} KiB"
+    else:
+        devices.append(gpu("more", 20_000, bandwidth="1 GB/s", flops="1 TFLOP/s"))
+    objectives = []
+    for machine in (data, more):
+        problem = formulation(machine, None).problem
+        solved = solve(replace(problem, simplify_ppm=0), Settings(workers=1))
+        objectives.append(float("inf") if solved is None else solved.objective_ns)
+    assert objectives[1] <= objectives[0]
