@@ -42,9 +42,13 @@ GRID = (2**31 - 1, 65535, 65535)
 READS = {
     *(aten._local_scalar_dense.default, aten.item.default, aten.nonzero.default, aten.masked_select.default),
     *(aten.equal.default, aten.is_nonzero.default, aten._unique2.default, aten.unique_consecutive.default),
-    aten.repeat_interleave.Tensor,
-}
+    aten.repeat_interleave.Tensor, aten._linalg_check_errors.default,
+}  # fmt: skip
 """Operations for whose result, or its shape, the host waits."""
+MASKED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+"""Operations that first count the elements that a mask has."""
+VECTOR_BYTES = 16
+"""Widest load of a thread; Triton compiles another kernel for a pointer that is no multiple of it."""
 
 
 @dataclass
@@ -73,6 +77,8 @@ class Watch(TorchDispatchMode):
         self.phase, self.traces = "start", dict[str, Trace]()
         self.most = self._now = 0
         self._storages: set[int] = set()
+        self._pinned: set[int] = set()
+        """Storages of the host that a GPU copies from while the host goes on."""
 
     @property
     def trace(self) -> Trace:
@@ -81,6 +87,12 @@ class Watch(TorchDispatchMode):
     def forget(self) -> None:
         """Drop what was recorded, and measure the peak from here."""
         self.traces, self.most = {}, self._now
+
+    def pin(self, tensor: Tensor) -> None:
+        """Take a tensor of the host for one in pinned memory, as it is where there is a GPU."""
+        storage = tensor.untyped_storage()
+        self._pinned.add(storage._cdata)
+        weakref.finalize(storage, self._pinned.discard, storage._cdata)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -100,13 +112,19 @@ class Watch(TorchDispatchMode):
     def _record(self, func: Any, inputs: list[Tensor], outputs: list[Tensor], args: Any, kwargs: Any) -> None:
         trace, name = self.trace, str(func).removeprefix("aten.")
         if func in READS or (
-            func is aten.index.Tensor and any(x.dtype == torch.bool for x in tree_leaves(args[1]) if x is not None)
+            func in MASKED and any(x.dtype == torch.bool for x in tree_leaves(args[1]) if x is not None)
         ):
             trace.waits.append(name)
         devices = {tensor.device.type for tensor in inputs + outputs}
         if func in (aten.copy_.default, aten._to_copy.default) and len(devices) > 1:
             asynchronous = kwargs.get("non_blocking") or (func is aten.copy_.default and len(args) > 2 and args[2])
-            (trace.kernels.update([name]) if asynchronous else trace.waits.append(f"{name} between {sorted(devices)}"))
+            host = next(tensor for tensor in inputs + outputs if tensor.device.type == "cpu")
+            if not asynchronous:
+                trace.waits.append(f"{name} between {sorted(devices)}")
+            elif host.untyped_storage()._cdata not in self._pinned:
+                trace.waits.append(f"{name} between {sorted(devices)}, of memory that is not pinned")
+            else:
+                trace.kernels.update([name])
             return
         if _is_view(func) or func in ALLOCATIONS or not devices:
             return
@@ -129,6 +147,9 @@ class Watch(TorchDispatchMode):
         trace.kernels[name] += 1
         if name == "attend_kernel":
             trace.attentions.add((operands[0].shape[0], operands[1].shape[1], grid[2]))
+            for operand in (*operands[:3], *operands[7:9]):  # qkv, cache, scales; out, sums
+                if operand is not None and operand.storage_offset() * operand.itemsize % VECTOR_BYTES:
+                    trace.mixed.append(f"{name} has a pointer that is no multiple of {VECTOR_BYTES} bytes")
 
     def _allocated(self, func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         """Count the storages that are new."""
@@ -149,19 +170,38 @@ class Watch(TorchDispatchMode):
 
 
 class Factories(TorchFunctionMode):
-    """Tells a watch of tensors made of numbers on a device, whose copy the dispatcher of meta tensors does not show."""
+    """Tells a watch of what the dispatcher of meta tensors does not show: numbers that become tensors of a device, and
+    so are copied to it, indices among them; and memory of the host that is to be pinned."""
 
     MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, Tensor.new_tensor)
+    INDEXING = (Tensor.__getitem__, Tensor.__setitem__)
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
         self._watch = watch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func in self.MAKERS and out.device == META:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func in self.INDEXING:
+            copies = args[0].device == META and _has_numbers(args[1])
+        else:
+            numbers = func is Tensor.new and any(
+                isinstance(x, list | tuple) and not isinstance(x, torch.Size) for x in args
+            )
+            makes = func in self.MAKERS or numbers
+            copies = makes and out.device == META
+        if copies:
             self._watch.trace.waits.append(f"{func.__name__} on a device")
+        if "pin_memory" in kwargs and out.device.type == "cpu":
+            self._watch.pin(out)
         return out
+
+
+def _has_numbers(index: Any) -> bool:
+    """Return True where an index, or one of several, is a sequence of numbers."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, list | tuple | range) for part in parts)
 
 
 @cache

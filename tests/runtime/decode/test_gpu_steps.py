@@ -1,11 +1,13 @@
 """Prefill and steps as a GPU runs them, on meta tensors: waits of the host, arguments of attention, and memory."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor
 
 from planner.costs.fixed_work import CAPTURED, ENGINE_LAYER, LAUNCH_NS
 from plans import codec, launches
@@ -234,10 +236,26 @@ def test_neither_sampling_nor_a_sequence_that_ends_makes_the_host_wait(tree: Tre
     assert run.reads == {"plain": 1, "EAGLE": 1}
 
 
+WAITS: list[Callable[[Tensor, Tensor], object]] = [
+    lambda rows, mask: rows.__setitem__(mask, rows[:1]),
+    lambda rows, mask: rows.index_put_((mask,), rows[:1], accumulate=True),
+    lambda rows, mask: torch.index_put(rows, (mask,), rows[:1]),
+    lambda rows, mask: rows[[0, 1]],
+    lambda rows, mask: rows[:, range(2)],
+    lambda rows, mask: rows.__setitem__([0, 1], 0),
+    lambda rows, mask: rows.new([1, 2]),
+    lambda rows, mask: torch.linalg.inv(rows),
+    lambda rows, mask: torch.linalg.cholesky(rows),
+    lambda rows, mask: rows.copy_(torch.ones(4, 4), non_blocking=True),
+    lambda rows, mask: torch.zeros(1).to(META, non_blocking=True),
+]
+"""Calls for which the host waits on a GPU, and which look as if it did not."""
+
+
 def test_the_watch_sees_what_it_is_there_for() -> None:
     watch, rows = Watch(), torch.empty(4, 8, device=META)
     with Factories(watch), watch, torch.inference_mode():
-        rows.copy_(torch.ones(4, 8), non_blocking=True)
+        rows.copy_(torch.ones(4, 8, pin_memory=False), non_blocking=True)  # that is asked for where there is a GPU
         assert not watch.trace.waits
         rows.copy_(torch.ones(4, 8))
         torch.tensor([1.0, 2.0], device=META)
@@ -247,6 +265,12 @@ def test_the_watch_sees_what_it_is_there_for() -> None:
     assert len(trace.waits) == 3
     assert [name.partition(" ")[0] for name in trace.mixed] == ["where.self"]
     watch.trace.mixed.clear()
+    watch.trace.waits.clear()
+    for wait in WAITS:
+        with Factories(watch), watch, torch.inference_mode():
+            wait(torch.empty(4, 4, device=META), torch.empty(4, dtype=torch.bool, device=META))
+        assert len(watch.trace.waits) == 1, f"the call {WAITS.index(wait)}"
+        watch.trace.waits.clear()
     with mock.patch.object(launch, "start", watch.start):
         rowwise.norm(rows, torch.empty(8, device=META), 1e-5)
         assert not watch.trace.mixed
