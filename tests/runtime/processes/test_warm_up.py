@@ -145,6 +145,17 @@ def test_the_peak_of_what_came_before_is_not_measured(
     assert memory.measured()["buffers"] == planned["buffers"] + 30
 
 
+def test_measuring_begins_with_the_engine_and_before_its_first_uses(
+    plan_dir: tuple[Path, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(rank_module, "needs_warm_up", lambda plan: True)
+    monkeypatch.setattr(Memory, "begin_measuring", lambda memory: done.append("measuring begins"))
+    monkeypatch.setattr(Rank, "warm_up", lambda rank: done.append("warm-up"))
+    with Rank.open(plan_dir[1], plan_dir[0]):
+        assert done == ["measuring begins", "warm-up"]
+
+
 def test_captured_steps_that_take_more_than_is_planned_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever one is captured. The graphs of a GPU and their pool are replaced, as there is none."""
     taken, captured = [1000 + RESERVED_BYTES], []
