@@ -8,7 +8,7 @@ message is read as one that accepts some nodes.
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -102,7 +102,8 @@ class Watch(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        out = func(*args, **kwargs)
+        to_host = func is aten.copy_.default and args[0].device.type == "cpu" and args[1].device == META
+        out = args[0] if to_host else func(*args, **kwargs)  # there are no values to copy
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         self._record(func, inputs, outputs, args, kwargs)
@@ -123,7 +124,7 @@ class Watch(TorchDispatchMode):
                 trace.waits.append(f"{name} between {sorted(devices)}")
             elif host.untyped_storage()._cdata not in self._pinned:
                 trace.waits.append(f"{name} between {sorted(devices)}, of memory that is not pinned")
-            else:
+            elif outputs[0].device == META:  # the copy of a step's message to the host is none of the step's launches
                 trace.kernels.update([name])
             return
         if _is_view(func) or func in ALLOCATIONS or not devices:
@@ -181,7 +182,8 @@ class Factories(TorchFunctionMode):
         self._watch = watch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
+        pinned = kwargs.pop("pin_memory", None) is not None  # only a machine with a GPU pins memory
         out = func(*args, **kwargs)
         if func in self.INDEXING:
             copies = args[0].device == META and _has_numbers(args[1])
@@ -193,7 +195,7 @@ class Factories(TorchFunctionMode):
             copies = makes and out.device == META
         if copies:
             self._watch.trace.waits.append(f"{func.__name__} on a device")
-        if "pin_memory" in kwargs and out.device.type == "cpu":
+        if pinned and out.device.type == "cpu":
             self._watch.pin(out)
         return out
 
@@ -303,6 +305,11 @@ def silent_messages(accepted: int) -> Iterator[list[int]]:
         yield reads
 
 
+def as_cuda() -> AbstractContextManager[Any]:
+    """Let meta tensors say that they are of CUDA, for code that asks them and not their device."""
+    return mock.patch.object(Tensor, "is_cuda", property(lambda tensor: tensor.device == META))
+
+
 def on_meta(
     plan: Plan,
     rank: int,
@@ -319,11 +326,11 @@ def on_meta(
     """
     watch, run = Watch(), Result()
     progress = Phases(watch)
-    with silent_messages(3) as reads, torch.inference_mode():
+    with silent_messages(3) as reads, torch.inference_mode(), Factories(watch), as_cuda():
         memory = Memory(plan, plan.devices[rank].id, META)
         comm = groups(plan, SilentMaker(rank=rank, progress=progress))
         stepper = Stepper(plan, MetaSlots(), memory, comm, META)
-        with Factories(watch), watch, mock.patch.object(launch, "start", watch.start):
+        with watch, mock.patch.object(launch, "start", watch.start):
             kinds: tuple[Kind, ...] = ("plain", "EAGLE") if stepper.drafts else ("plain",)
             for kind in kinds:
                 mode, prompts = Mode(draft=kind == "EAGLE", accept=None), [tuple(range(length)) for length in lengths]

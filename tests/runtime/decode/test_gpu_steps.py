@@ -248,6 +248,8 @@ WAITS: list[Callable[[Tensor, Tensor], object]] = [
     lambda rows, mask: torch.linalg.cholesky(rows),
     lambda rows, mask: rows.copy_(torch.ones(4, 4), non_blocking=True),
     lambda rows, mask: torch.zeros(1).to(META, non_blocking=True),
+    lambda rows, mask: torch.zeros(4, 4).copy_(rows),
+    lambda rows, mask: torch.zeros(4, 4).copy_(rows, non_blocking=True),
 ]
 """Calls for which the host waits on a GPU, and which look as if it did not."""
 
