@@ -22,7 +22,8 @@ Over several hosts:
   class of equal hosts a run or none, in every combination, with the first n of these devices on each host, for each n;
   and with devices of several such classes that all these hosts have, for every n of each class, or where these are more
   than MOST_PARTS with none or all of it. Where there are more than MOST_HOST_SETS combinations of hosts, those of
-  classes of hosts that are equal but for memory; where these are too many, runs of the hosts in canonical order.
+  classes of hosts that are equal but for memory; where these are too many, runs of the hosts in canonical order, or of
+  more than MOST_HOST_RUNS runs 2, 4, 8, ... adjacent hosts.
 
 Sets over several hosts that are none of these (unlike numbers of devices per host, classes combined differently) are
 not candidates. How a set divides attention is enumerated in :mod:`planner.problem.kv_splits`.
@@ -51,6 +52,9 @@ MOST_COMBINED = 5_000
 
 MOST_HOST_SETS = 64
 """Combinations of hosts over which devices of one look form sets; where there are more, only runs of hosts do."""
+
+MOST_HOST_RUNS = 100
+"""Runs of unequal hosts over which devices of one look form sets."""
 
 MOST_UNEVEN = 6
 """Devices of a module that are not all linked alike, and of which every subset is a candidate."""
@@ -254,7 +258,8 @@ class Candidates:
                     if len(hosts) > 1:
                         yield hosts
                 return
-        yield from _runs(sorted(owners), 2)
+        line = sorted(owners)
+        yield from _runs(line, 2) if _run_count(len(line) - 1) <= MOST_HOST_RUNS else _blocks(line)
 
 
 _Class = Mapping[int, Sequence[int]]
@@ -350,6 +355,16 @@ def _runs(items: Sequence[Price], least: int) -> Iterator[Sequence[Price]]:
     for start in range(len(items)):
         for stop in range(start + least, len(items) + 1):
             yield items[start:stop]
+
+
+def _blocks(items: Sequence[Price]) -> Iterator[Sequence[Price]]:
+    """Yield the items by twos, fours, eights, ..., whole blocks from the first on, and all of them."""
+    size = 2
+    while size < len(items):
+        for stop in range(size, len(items) + 1, size):
+            yield items[stop - size : stop]
+        size *= 2
+    yield items
 
 
 def _run_count(items: int) -> int:

@@ -85,8 +85,15 @@ def test_devices_over_several_hosts_may_differ_in_memory_alone() -> None:
     hosts = [host(name, cpu(f"{name}0", mib)) for name, mib in (("a", 8), ("b", 9), ("c", 8))]
     joined = {frozenset(members) for members in sets_of(*hosts) if len(members) > 1}
     assert joined == {frozenset(f"{name}0" for name in names) for names in ("ab", "bc", "ac", "abc")}
-    many = [host(f"h{i}", cpu(f"h{i}a", 8 + i)) for i in range(8)]
-    assert max(map(len, sets_of(*many))) == 8, "more combinations than are offered: runs of them all are"
+
+
+@pytest.mark.parametrize("count", [8, 40])
+def test_of_many_unequal_hosts_runs_or_blocks_join(count: int) -> None:
+    many = candidates(*(host(f"h{i:02}", cpu(f"h{i:02}a", 8 + i)) for i in range(count)))
+    joined = {members.hosts for members in many.sets if len(members.hosts) > 1}
+    assert tuple(range(count)) in joined
+    assert {(2 * i, 2 * i + 1) for i in range(count // 2)} <= joined
+    assert len(joined) == {8: 28, 40: 20 + 10 + 5 + 2 + 1 + 1}[count]
 
 
 def test_hosts_join_with_all_that_they_have_in_common_whatever_else_one_has() -> None:
