@@ -95,16 +95,16 @@ class Formulation:
         return in_use(self._base_problem, self._wider_groups(None))
 
     def wider_groups(self) -> list[WiderGroups]:
-        """Return bounds of the groups and options over more hosts than are searched."""
+        """Return bounds of the groups and options over more hosts than are searched of equal ones."""
         return self._wider_groups(self._draft_shares)
 
     def _wider_groups(self, draft: DraftShares | None) -> list[WiderGroups]:
-        searched = len(self.searched.hosts)
-        return [
-            group
+        searched = self.most_hosts or len(self.searched.hosts)
+        wider = (
+            Wider(base=self._shares, draft=draft, row_unit=self.row_unit, machine=machine, searched=searched)
             for machine in best_machines(self.usable)
-            for group in Wider(base=self._shares, draft=draft, machine=machine, searched=searched).groups()
-        ]
+        )
+        return [group for of_machine in wider for group in of_machine.groups()]
 
     @cached_property
     def problem(self) -> Problem:

@@ -1,4 +1,4 @@
-"""Least costs of groups over more hosts than were searched, whatever devices of the machine they consist of.
+"""Least costs of groups over more hosts than were searched of equal ones, whatever devices they consist of.
 
 The relaxation: every device has the best figure of any in each respect, every host the best link and as many devices as
 the largest. Then a group is a number of hosts and of devices on the host where it has most, and no message among fewer
@@ -87,10 +87,15 @@ def _best_link(links: Sequence[Link], size: int) -> Link:
 
 @dataclass(frozen=True, kw_only=True)
 class Wider:
-    """Bounds of the groups and options over more hosts than ``searched``."""
+    """Bounds of the groups and options over more hosts than ``searched``.
+
+    Of each class of equal hosts so many are searched. What has no more hosts of any class is in the problem; all else
+    has more hosts.
+    """
 
     base: BaseShares
     draft: DraftShares | None
+    row_unit: int
     machine: Inventory
     """One of those that :func:`best_machines` returns."""
     searched: int
@@ -99,7 +104,9 @@ class Wider:
         """Yield a bound for every number of devices on a host, and every range of numbers of hosts."""
         ranges = list(self._ranges())
         sets = [device_set for device_set, _ in ranges]
-        blocks = [block(self.base, self._links, self._quanta, sets, 1) for block in (embed_block, lm_head_block)]
+        blocks = [
+            block(self.base, self._links, self._quanta, sets, self.row_unit) for block in (embed_block, lm_head_block)
+        ]
         tables = zip(*(block.options for block in blocks), strict=True)
         axes = [block.axes[0] for block in blocks]
         for (device_set, most_hosts), options in zip(ranges, tables, strict=True):
@@ -158,7 +165,8 @@ class Wider:
     def _draft_ns(self, shares: DraftShares, device_set: DeviceSet, most_devices: int) -> float:
         device = self.machine.devices[0]
         units = divided_ns(shares.draft.mlp.units, [shares.unit_ps(device)] * most_devices)
-        rows = divided_ns(shares.draft.draft_vocab_size, [shares.rows_ps(device, 1)] * most_devices)
+        bundles, bundle_ps = shares.draft.draft_vocab_size // self.row_unit, shares.rows_ps(device, self.row_unit)
+        rows = divided_ns(bundles, [bundle_ps] * most_devices)
         whole = whole_heads(shares.draft.attention.num_kv_heads)
         passes = enumerate(times for _, times in shares.passes)
         attention = sum(times * shares.attention(number, whole).ns(device) for number, times in passes)

@@ -33,6 +33,8 @@ from plans.schema import Plan
 from tests.planner.instances import demo, formulation, gpu, host
 
 SEEDS = range(24)
+CLASSES = range(24, 32)
+"""Machines of several classes of equal hosts."""
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +52,24 @@ def machine(hosts: int, devices: int, kib: int, rates: dict[str, str], network: 
     return {"hosts": listed, "network": {"class": "ethernet"} | network}
 
 
+def of_classes(seed: int) -> Formulation:
+    """Return the demo on two to four classes of up to 3 equal hosts of one device, where two hosts may be faster."""
+    rng = random.Random(seed)
+    figures = {"flops": "1 TFLOP/s", "overhead": "5 us"}
+    listed = [
+        host(f"{name}{h}", gpu(f"{name}{h}g", 40_000, bandwidth=rate, **figures), links={"class": "pcie"})
+        for name, rate in list(zip("abcd", ("2 GB/s", "1.8 GB/s", "1.7 GB/s", "1.6 GB/s"), strict=True))[: 2 + seed % 3]
+        for h in range(3)
+    ]
+    latency = {"latency": f"{rng.choice((60, 100, 130, 140, 150))} us", "bandwidth": "100 Gbit/s"}
+    whole = formulation({"hosts": listed, "network": {"class": "ethernet"} | latency}, None)
+    return dataclasses.replace(whole, options=dataclasses.replace(whole.options, simplify_ppm=(0, 5_000)[seed % 2]))
+
+
 def drawn(seed: int) -> Formulation:
-    """Return the demo on 4 or 5 equal hosts of one or two devices, of which it needs one to three."""
+    """Return the demo on 4 or 5 equal hosts of one or two devices, of which it needs one to three; or on classes."""
+    if seed in CLASSES:
+        return of_classes(seed)
     rng = random.Random(seed)
     kib = (12_000, 20_000, 40_000)[seed % 3]
     data = machine(
@@ -91,7 +109,7 @@ def renamed(plan: Plan) -> Any:
     return text
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [*SEEDS, *CLASSES])
 def test_the_answer_is_the_one_on_all_hosts(seed: int) -> None:
     whole, expected = drawn(seed), on_all(seed)
     few, solved = on_enough(seed)
@@ -104,7 +122,7 @@ def test_the_answer_is_the_one_on_all_hosts(seed: int) -> None:
         assert renamed(emit(few, inputs, solved)) == renamed(emit(whole, inputs, expected))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [*SEEDS, *CLASSES])
 def test_the_least_step_alone_is_that_of_the_answer(seed: int) -> None:
     whole, expected = drawn(seed), on_all(seed)
     few, step = solve_on_enough(whole, lambda part, known: least_step(part.problem, Settings(known_ns=known)))

@@ -25,7 +25,8 @@ no site but the first has a negative term, so all others may be left out, but fo
 A stage that is the only one has all layers, else one at least. A part receives as from other devices unless it is on as
 many hosts and devices as what it receives from.
 
-Groups and options of the problem are bounded one by one; those over more hosts than it has, by :class:`WiderGroups`.
+Groups and options of the problem are bounded one by one; those that it leaves out, which are over more hosts than it
+has of equal ones, by :class:`WiderGroups`.
 """
 
 import math
@@ -44,7 +45,7 @@ SHARES = (1.0, 0.5, 0.25, 0.0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WiderGroups:
-    """Groups and options over more hosts than a problem has: none over as few hosts as ``most_hosts`` costs less."""
+    """Groups and options that a problem leaves out: none over as few hosts as ``most_hosts`` costs less."""
 
     most_hosts: int
     least_devices: int
@@ -127,7 +128,7 @@ class InUse:
 
 
 def in_use(problem: Problem, wider: Sequence[WiderGroups]) -> InUse:
-    """Return the bound of a problem and all that is over more hosts than it has."""
+    """Return the bound of a problem and all that it leaves out."""
     stages, *blocks = _stage_parts(problem), *map(_block_parts, problem.blocks)
     for wide in wider:
         one = Part(hosts=wide.most_hosts, devices=wide.least_devices, receive=wide.first)
