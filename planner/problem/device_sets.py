@@ -21,9 +21,9 @@ Over several hosts:
 * of hosts that have devices of one look, or of one speed whatever their memory, and whatever else they have: from each
   class of equal hosts a run or none, in every combination, with the first n of these devices on each host, for each n;
   and with devices of several such classes that all these hosts have, for every n of each class, or where these are more
-  than MOST_PARTS with none or all of it. Where there are more than MOST_HOST_SETS combinations of hosts, those of
-  classes of hosts that are equal but for memory; where these are too many, runs of the hosts in canonical order, or of
-  more than MOST_HOST_RUNS runs 2, 4, 8, ... adjacent hosts.
+  than MOST_PARTS with none or all of it, unless this makes more than MOST_JOINED sets. Where there are more than
+  MOST_HOST_SETS combinations of hosts, those of classes of hosts that are equal but for memory; where these are too
+  many, runs of the hosts in canonical order, or of more than MOST_HOST_RUNS runs 2, 4, 8, ... adjacent hosts.
 
 Sets over several hosts that are none of these (unlike numbers of devices per host, classes combined differently) are
 not candidates. How a set divides attention is enumerated in :mod:`planner.problem.kv_splits`.
@@ -38,7 +38,7 @@ from typing import TypeVar
 
 from planner.costs.topology import Fabric
 from planner.errors import InputError
-from planner.problem.machine import Machine, Module
+from planner.problem.machine import Look, Machine, Module
 from plans.schema import Inventory
 
 MOST_SETS = 20_000
@@ -52,6 +52,9 @@ MOST_COMBINED = 5_000
 
 MOST_HOST_SETS = 64
 """Combinations of hosts over which devices of one look form sets; where there are more, only runs of hosts do."""
+
+MOST_JOINED = 1_000
+"""Sets over several hosts; where there are more, only whole hosts that are equal join with devices of several looks."""
 
 MOST_HOST_RUNS = 100
 """Runs of unequal hosts over which devices of one look form sets."""
@@ -221,7 +224,11 @@ class Candidates:
         """Sets over several hosts, each once."""
         if self.inventory.network is None:
             return ()
-        return tuple(dict.fromkeys((*self._of_equal_hosts(), *self._of_common_classes())))
+        equal = tuple(self._of_equal_hosts())
+        sets = dict.fromkeys((*equal, *self._of_common_classes(several=True)))
+        if len(sets) > MOST_JOINED:
+            sets = dict.fromkeys((*equal, *self._of_common_classes(several=False)))
+        return tuple(sets)
 
     def _of_equal_hosts(self) -> Iterator[DeviceSet]:
         """Yield the same part of every host of a run of equal hosts."""
@@ -232,21 +239,19 @@ class Candidates:
                     devices = tuple(modules[i].devices[place] for i in run for place in places)
                     yield DeviceSet(devices=devices, hosts=tuple(equal[i] for i in run))
 
-    def _of_common_classes(self) -> Iterator[DeviceSet]:
-        """Yield devices of one look or speed, or of several, from hosts that all have such, whatever else they have."""
-        for keys in dict.fromkeys((self.machine.looks, self.machine.speeds)):
-            numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-            classes: dict[int, dict[int, list[int]]] = {}
+    def _of_common_classes(self, *, several: bool) -> Iterator[DeviceSet]:
+        """Yield devices of one look or speed, or ``several``, from hosts that all have such"""
+        for keys in (self.machine.looks, self.machine.speeds):
+            classes: dict[Look, dict[int, list[int]]] = {}
             """Devices of each class on each host."""
             for host, module in enumerate(self.machine.modules):
                 for device in module.devices:
-                    classes.setdefault(numbers[keys[device]], {}).setdefault(host, []).append(device)
-            for owners in classes.values():
-                for hosts in self._host_sets(owners):
-                    common = [by_host for by_host in classes.values() if all(host in by_host for host in hosts)]
-                    for counts in _common_counts(owners, common, hosts):
-                        chosen = [sorted(d for by_host, n in counts for d in by_host[host][:n]) for host in hosts]
-                        yield DeviceSet(devices=tuple(d for part in chosen for d in part), hosts=tuple(hosts))
+                    classes.setdefault(keys[device], {}).setdefault(host, []).append(device)
+            for hosts in dict.fromkeys(tuple(own) for by_host in classes.values() for own in self._host_sets(by_host)):
+                common = [by_host for by_host in classes.values() if all(host in by_host for host in hosts)]
+                for counts in _common_counts(common, hosts, several=several):
+                    chosen = [sorted(d for by_host, n in counts for d in by_host[host][:n]) for host in hosts]
+                    yield DeviceSet(devices=tuple(d for part in chosen for d in part), hosts=hosts)
 
     def _host_sets(self, owners: Collection[int]) -> Iterator[Sequence[int]]:
         """Yield the combinations of two or more hosts: of each class of equal hosts a run or none."""
@@ -267,18 +272,18 @@ _Class = Mapping[int, Sequence[int]]
 
 
 def _common_counts(
-    own: _Class, common: Sequence[_Class], hosts: Sequence[int]
+    common: Sequence[_Class], hosts: Sequence[int], *, several: bool
 ) -> Iterator[Sequence[tuple[_Class, int]]]:
-    """Yield how many devices each of some hosts contributes at most: of ``own`` alone, and of all classes in common."""
+    """Yield how many devices each host contributes at most: of one class that they have in common, or of several."""
     largest = [max(len(by_host[host]) for host in hosts) for by_host in common]
-    for count in range(1, max(len(own[host]) for host in hosts) + 1):
-        yield [(own, count)]
-    if len(common) == 1:
-        return
-    whole = math.prod(most + 1 for most in largest) - 1 > MOST_PARTS
-    for counts in product(*((0, most) if whole else range(most + 1) for most in largest)):
-        if any(counts):
-            yield list(zip(common, counts, strict=True))
+    for by_host, most in zip(common, largest, strict=True):
+        for count in range(1, most + 1):
+            yield [(by_host, count)]
+    if several and len(common) > 1:
+        whole = math.prod(most + 1 for most in largest) - 1 > MOST_PARTS
+        for counts in product(*((0, most) if whole else range(most + 1) for most in largest)):
+            if any(counts):
+                yield list(zip(common, counts, strict=True))
 
 
 def _size(candidate: DeviceSet) -> tuple[int, tuple[int, ...]]:
