@@ -9,7 +9,7 @@ Samples are what ``python -m runtime calibrate`` prints, times in ns of products
     together    rates and overhead while 2, 4, ... and all devices of the machine compute at once
     cached      rates of weights of so many bytes in all, which stay in a cache from one step to the next
     bandwidth   bytes of the weights of a product of one row / time, by dtype
-    rates       floating-point operations of a product of 1, 4, 8, 16 and 60 rows / time, by dtype
+    rates       floating-point operations of a product / time, by dtype and rows (1, 4, 6, 8, 16 and 60)
     overhead    of a layer, ``row`` of each row in it, ``pass`` of a drafter's pass, ``table`` of embedding and lm_head,
                 and ``tree`` of a step with one, by which the parts of plain and EAGLE steps of a small plan take what
                 they took (``planner.api.measuring``)
@@ -52,7 +52,7 @@ class Rates:
     bandwidth: Figure
     """Bytes/s."""
     products: Mapping[int, Figure]
-    """Operations per second, by rows."""
+    """Operations per second, by rows; of more than one row at least one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,9 +71,9 @@ class Computing:
 
     devices: int
     rates: Mapping[str, Rates]
-    """By dtype; those of one that is missing are as with fewer devices."""
+    """By dtype; one that is missing is as with fewer devices. None is measured beside others alone."""
     cached: Cached | None = None
-    """None: as with fewer devices."""
+    """None: ``rates`` count whatever a step reads; a dtype that these lack too is as with fewer devices."""
     overhead: Figure | None = None
     """Ns of ``Device.overhead_ns``; None: as with fewer devices."""
     drafter_pass: Figure | None = None
@@ -209,8 +209,24 @@ def parse_device(data: Any, path: str) -> tuple[Computing, ...]:
         where = f"{path}.together[{position}]"
         own = mapping(entry, f"{where}.", ("devices", *COMPUTING), "figures of so many devices at once")
         measured.append(_computing(own, rising(own, "devices", measured[-1].devices, where), where))
+    _refuse_without_alone(measured, path)
     _refuse_other_rows(measured, path)
     return tuple(measured)
+
+
+def _refuse_without_alone(measured: Sequence[Computing], path: str) -> None:
+    """Raise InventoryError where a dtype is measured beside others and not alone, and so could be faster there."""
+    alone, *others = measured
+    for position, own in enumerate(others):
+        entry = f"{path}.together[{position}]"
+        for where, rates in ((entry, own.rates), (f"{entry}.cached", own.cached.rates if own.cached else {})):
+            for dtype in rates:
+                if dtype not in alone.rates:
+                    raise InventoryError(
+                        f"{where}.{dtype}: found rates with {own.devices} devices, expected those of one "
+                        f"alone as well, as measured.{dtype}: add them, remove these, or measure again with "
+                        "python -m planner inventory --measure"
+                    )
 
 
 def _refuse_other_rows(measured: Sequence[Computing], path: str) -> None:
@@ -258,8 +274,9 @@ def parse_link(data: Any, path: str) -> MeasuredLink:
 def _rates(data: Any, path: str) -> Rates:
     fields = mapping(data, f"{path}.", ("bandwidth", "rates"), "a mapping with bandwidth and rates")
     products = _numbered(fields.get("rates"), units.RATE, f"{path}.rates", "rows")
-    if not products:
-        raise InventoryError(f"{path}.rates: no rate, expected at least one")
+    if max(products, default=1) == 1:
+        found = "that of 1 row alone" if products else "no rate"
+        raise InventoryError(f"{path}.rates: found {found}, expected at least one of more rows: add it")
     return Rates(bandwidth=_figure(fields.get("bandwidth"), units.BANDWIDTH, f"{path}.bandwidth"), products=products)
 
 
@@ -280,7 +297,7 @@ def _figure(data: Any, quantity: units.Quantity, path: str) -> Figure:
         raise InventoryError(f"{path}.spread: missing, expected a quantity like {quantity.example}")
     spread = units.parse(quantity, fields["spread"], f"{path}.spread")
     if quantity is units.DURATION and "value" in fields:  # a fixed time may be too short to be told from none
-        return Figure(value=units.parse(quantity, fields["value"], f"{path}.median"), spread=spread)
+        return Figure(value=units.parse(quantity, fields["value"], f"{path}.value"), spread=spread)
     return Figure(value=figure(fields, "value", quantity, None, path), spread=spread)
 
 

@@ -1,6 +1,7 @@
 """Measured figures: of samples by hand, through a file and back, and in predicted times; refusals of bad fields."""
 
 import copy
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -181,6 +182,29 @@ def test_a_measured_time_is_no_shorter_beside_others() -> None:
     assert (own.overhead_ns, own.pass_ns, own.table_ns) == (100_000, 300_000, 100_000)
 
 
+@pytest.mark.parametrize("held", ["", ".cached"])
+def test_rates_beside_others_need_those_alone(held: str, measured: Any) -> None:
+    """Without them nothing says that they are not those of a faster device."""
+    changed = copy.deepcopy(measured)
+    own = changed["hosts"][0]["devices"][0]["measured"]
+    del own["float32"], own["cached"]
+    if held:
+        for beside in own["together"]:
+            del beside["float32"]
+    where = re.escape(f"f: hosts[0].devices[0].measured.together[0]{held}.float32: found rates with 2 devices, ")
+    with pytest.raises(InventoryError, match=rf"^{where}expected those of one alone as well, as measured"):
+        parse_inventory(changed, "f")
+
+
+def test_rates_without_those_of_a_cache_count_whatever_a_step_reads(measured: Any) -> None:
+    for beside in measured["hosts"][0]["devices"][0]["measured"]["together"]:
+        del beside["cached"]
+    inventory = parse_inventory(measured, "f")
+    cached, other = (inventory.at("float32", nbytes).devices[0] for nbytes in (1 << 20, None))
+    assert cached.bandwidth_bytes_per_s == 2 * other.bandwidth_bytes_per_s
+    assert cached.together == other.together
+
+
 def test_rates_beside_others_are_measured_or_given() -> None:
     inventory = data()
     inventory["hosts"][0]["devices"][0] |= {"together": [TOGETHER], "measured": {"overhead": US}}
@@ -239,7 +263,17 @@ def test_a_measured_inventory_is_written_and_read_again(measured: Any) -> None:
             "float32, cached, together",
         ),
         (("measured", "float32", "rate"), [], "measured.float32.rate: unknown field, did you mean rates?"),
-        (("measured", "float32", "rates"), [], "measured.float32.rates: no rate, expected at least one"),
+        (("measured", "float32", "rates"), [], "measured.float32.rates: found no rate, expected at least one of more"),
+        (
+            ("measured", "float32", "rates"),
+            [{"rows": 1, "value": "4 GFLOP/s", "spread": "0 FLOP/s"}],
+            "measured.float32.rates: found that of 1 row alone, expected at least one of more rows: add it",
+        ),
+        (
+            ("measured", "overhead"),
+            {"value": "5 parsec", "spread": "0 ns"},
+            "measured.overhead.value: found '5 parsec' with unit parsec, expected",
+        ),
         (("measured", "float32", "rates", 0, "rows"), 0, "rates[0].rows: found 0, expected a number from 1 to"),
         (("measured", "float32", "rates", 1, "rows"), 1, "rates[1].rows: found 1, expected a number from 2 to"),
         (("measured", "float32", "rates", 0, "value"), "0 FLOP/s", "rates[0].value: found 0 FLOP/s, expected more"),
