@@ -1,9 +1,14 @@
-"""Dot products of int4 weights with x: sums of a block in integers, which are exact.
+"""Dot products of int4 weights with x: sums of a block in integers, exact in each lane; lanes are added in float32.
 
-A block of x, BLOCK columns, is taken as integers of 23 bits times a power of two, its quantum: the largest magnitude in
-it has at least 21 bits, so that a value is off by at most 2 ** -22 of that, less than what float32 sums of the block
-leave. Values of bfloat16 are exact down to 2 ** -14 of the largest. Each integer is written as three signed digits of
-8 bits, which one instruction multiplies with codes as they lie in their bytes.
+A block of x, BLOCK columns, is taken as integers of 23 bits times a power of two, its quantum, at most 2 ** -21 of the
+largest magnitude in it. A value is off by at most half of that, and the sum of the block by
+
+    2 ** -22 * largest |x| of the block * sum of |w| of the block
+
+before anything is rounded in float32. The bound is absolute, not relative to the result: the largest x counts also
+where its own weight is zero. Where it is below 2 ** -105, the quantum stops at 2 ** -126. Values of bfloat16 are exact
+down to 2 ** -14 of the largest. Each integer is written as three signed digits of 8 bits, which one instruction
+multiplies with codes as they lie in their bytes.
 
     sum of a block      of (code - 8) * integer, in int32; of weights with zero points of their own of code * integer
     dot product         sum of a block * (scale of its group * quantum), in float32, from the first block to the last;

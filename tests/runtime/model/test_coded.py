@@ -23,6 +23,7 @@ FORMS = [
     WeightFormat(code="float8_e4m3fn", group=None, zeros=False, scale="bfloat16"),
     WeightFormat(code="float4_e2m1", group=32, zeros=False, scale="float8_e8m0"),
 ]
+INT4 = [form for form in FORMS if form.code == "int4"]
 
 
 def random_weight(form: WeightFormat, outputs: int, inputs: int, seed: int) -> tuple[weights.Coded, Tensor]:
@@ -142,7 +143,7 @@ def test_grouped_products_have_the_bits_of_each_group_alone(form: WeightFormat) 
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 7])
-@pytest.mark.parametrize("form", [form for form in FORMS if form.code == "int4"])
+@pytest.mark.parametrize("form", INT4)
 def test_products_with_int4_are_off_by_a_little_of_the_largest_of_each_block(form: WeightFormat, blocks: int) -> None:
     """Magnitudes of x from 2 ** -40 to 2 ** 40 in every block, and blocks of zeros."""
     inputs = 32 * blocks * (form.group or 32) // 32
@@ -156,6 +157,27 @@ def test_products_with_int4_are_off_by_a_little_of_the_largest_of_each_block(for
     bound = 2.0**-21 * (most @ largest(form, weight, values).t())
     assert ((found.double() - x.double() @ values.double().t()).abs() <= bound).all()
     assert (found[2] == 0).all()
+
+
+@pytest.mark.parametrize(("form", "unit"), [*((form, 1.0) for form in INT4), (INT4[0], 2.0**-120)])
+def test_products_with_int4_are_off_by_a_little_of_the_largest_whatever_its_weight(
+    form: WeightFormat, unit: float
+) -> None:
+    """In the second block of x one value is 10 ** 6 times the others, and its weights are zero."""
+    weight, values = random_weight(form, 9, 128, 0)
+    points = torch.full((9, 1), 8, dtype=torch.uint8) if weight.zeros is None else weight.zeros
+    codes = weight.codes.clone()
+    codes[:, 16 + 5] = codes[:, 16 + 5] & 0xF0 | points[:, 0]  # of column 37
+    values[:, 37] = 0
+    coded = weights.Coded(form=form, codes=codes, scales=weight.scales, zeros=weight.zeros, inputs=128)
+    x = torch.randn((4, 128), generator=torch.Generator().manual_seed(0)) * 1e-2 * unit
+    x[:, 37] = 1e4 * unit
+    exact = x.double() @ values.double().t()
+    most = x.double().abs().view(4, -1, 32).amax(2).repeat_interleave(32, 1)
+    off = (2.0**-22 * most).clamp(min=2.0**-127 if unit < 1 else 0) @ values.double().abs().t()
+    added = values.double().abs() if weight.zeros is None else largest(form, coded, values)
+    rounded = 2.0**-22 * x.double().abs() @ added.t()
+    assert ((weights.product(x, coded).double() - exact).abs() <= off + rounded).all()
 
 
 @pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
