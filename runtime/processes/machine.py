@@ -23,9 +23,9 @@ CPU_INFO = Path("/proc/cpuinfo")
 GPUS = "EAGLEPLAN_GPUS"
 """Variable with the GPUs of this host that take the place of the plan's, as nvidia-smi counts them: the first is that
 of ordinal 0. Replicas of a fleet run one plan on several sets of GPUs."""
-MOST_GPUS = 10_000
-"""GPUs of a host that the variable can number, far more than one has."""
-_GPU_NUMBER = re.compile(r"0|[1-9][0-9]{0,3}")
+GPU_DIGITS = 4
+"""Digits of the largest number in the variable, for far more GPUs than a host has."""
+_GPU_NUMBER = re.compile(rf"0|[1-9][0-9]{{0,{GPU_DIGITS - 1}}}")
 VISIBLE, ORDER, PCI_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
 """Variables that CUDA reads once: which GPUs a process sees, and in which order; the order of their PCI addresses."""
 
@@ -97,7 +97,7 @@ def physical_ordinal(device: Device, environment: Mapping[str, str]) -> int:
     names = _names(listed)
     if not all(_GPU_NUMBER.fullmatch(name) for name in names) or len(set(names)) != len(names):
         raise MachineError(
-            f"{GPUS}: found {quote(listed)}, expected distinct numbers of GPUs from 0 to {MOST_GPUS - 1}, as "
+            f"{GPUS}: found {quote(listed)}, expected distinct numbers of GPUs from 0 to {10**GPU_DIGITS - 1}, as "
             "nvidia-smi writes them, like 2,3"
         )
     if device.uuid is not None:
