@@ -83,7 +83,7 @@ def test_groups_keep_the_order_of_their_devices_where_figures_change() -> None:
 
 def test_an_order_of_devices_is_read_from_an_earlier_plan() -> None:
     before = planned(UNLIKE, 256)
-    assert sorted(listed_order(before)) == sorted(device.id for device in before.devices)
+    assert sorted(listed_order(before)) == sorted(device.id for device in before.inventory.devices)
     (stage, *_) = before.stages
     one, other = (dataclasses.replace(stage, devices=devices) for devices in (("b1", "b0"), ("a1", "b1", "a0")))
     swapped = dataclasses.replace(

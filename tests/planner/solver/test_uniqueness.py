@@ -36,9 +36,9 @@ def box(*devices: dict[str, Any]) -> dict[str, Any]:
     return {"hosts": [host("box", *devices, links=FAST)]}
 
 
-def four(kib: int) -> dict[str, Any]:
+def four(kib: int, megabytes: int = 5000) -> dict[str, Any]:
     """Return an inventory of four equal devices."""
-    return box(*(slow(f"g{i}", kib) for i in range(4)))
+    return box(*(slow(f"g{i}", kib, megabytes) for i in range(4)))
 
 
 def pairs(kib: int, other: int) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Case:
 CASES = {
     "demo": Case(inventory=root_inventory(), head="eagle3", wanted=Wanted(dtype="float32")),
     "context": Case(inventory=four(1300), model=TINY, wanted=Wanted(context=512, batch=4, kv_axis="context")),
-    "head_dim": Case(inventory=four(1300), model=MQA, wanted=Wanted(context=256, kv_axis="head_dim")),
+    "head_dim": Case(inventory=four(1300, 200), model=MQA, wanted=Wanted(context=256, kv_axis="head_dim")),
     "batch": Case(inventory=four(1300), model=TINY, wanted=Wanted(context=512, batch=4, kv_axis="batch")),
     "repeated": Case(inventory=pairs(1300, 1300), model=MQA, wanted=Wanted(context=256, batch=2, kv_axis="heads")),
     "hosts": Case(inventory=pairs(2500, 1500), model=TINY, head=TINY_HEAD, wanted=Wanted(context=256)),

@@ -59,7 +59,7 @@ def test_the_problem_fits_with_the_bytes_that_a_packing_misses() -> None:
 
 @pytest.mark.parametrize("hosts", [1, 4])
 def test_missing_bytes_of_many_equal_devices_are_proven(hosts: int) -> None:
-    """Llama 405B in bf16 on 32 L4: proven quickly, and the missing bytes are spread evenly over equal devices."""
+    """Llama 405B in bf16 on 32 L4: proven quickly to 2 MiB, and missing bytes are spread evenly over equal devices."""
     base = load_base(ROOT / "plans/llama405b-16gpu/config.json")
     names = [[f"g{host}-{n}" for n in range(32 // hosts)] for host in range(hosts)]
     data = {
@@ -74,7 +74,7 @@ def test_missing_bytes_of_many_equal_devices_are_proven(hosts: int) -> None:
     problem = Formulation(model=base.model, draft=None, options=options, inventory=devices).problem
     short = shortage(problem, 0.0)
     assert short.missing is not None
-    assert sum(short.missing) == short.least_bytes > 90 << 30
+    assert 90 << 30 < short.least_bytes <= sum(short.missing) <= short.least_bytes + (2 << 20)
     assert max(short.missing) < 1.5 * min(short.missing)
 
 
