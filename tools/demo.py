@@ -21,7 +21,7 @@ HEAD = ROOT / "tools" / "smollm2_head"
 PLAN = ROOT / "plans" / "smollm2-4cpu"
 QUESTION = "Why is the sky blue? Explain it to a child."
 FIGURES = re.compile(r"([0-9.]+) tokens/s, mean acceptance length ([0-9.]+),")
-TREE = "total_token=6,depth=2,top_k=3"
+TREE = "total_token=4,depth=1,top_k=3"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
