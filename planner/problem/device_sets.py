@@ -54,7 +54,7 @@ MOST_HOST_SETS = 64
 """Combinations of hosts over which devices of one look form sets; where there are more, only runs of hosts do."""
 
 MOST_JOINED = 1_000
-"""Sets over several hosts; where there are more, only whole hosts that are equal join with devices of several looks."""
+"""Sets over several hosts; where there are more, only equal hosts join with devices of several looks."""
 
 MOST_HOST_RUNS = 100
 """Runs of unequal hosts over which devices of one look form sets."""
@@ -240,7 +240,7 @@ class Candidates:
                     yield DeviceSet(devices=devices, hosts=tuple(equal[i] for i in run))
 
     def _of_common_classes(self, *, several: bool) -> Iterator[DeviceSet]:
-        """Yield devices of one look or speed, or ``several``, from hosts that all have such"""
+        """Yield devices of one look or speed from hosts that have such, or ``several`` from hosts that have them."""
         for keys in (self.machine.looks, self.machine.speeds):
             classes: dict[Look, dict[int, list[int]]] = {}
             """Devices of each class on each host."""
