@@ -33,7 +33,7 @@ EXIT_PRIORITY = 10
 """Priority with which an engine that nobody closed is closed at the interpreter's exit: before multiprocessing, at 0,
 waits for the rank processes, which would be for ever where one is stopped."""
 
-KERNELS = "preparing the CPU kernels (the first time about 10 s)"
+KERNELS = "preparing the CPU kernels (the first time about 20 s)"
 """Phase in which the kernels of a dtype are compiled for this machine, or loaded from the cache."""
 
 
