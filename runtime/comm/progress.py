@@ -58,7 +58,8 @@ class Timings:
 
     def __init__(self, device: torch.device) -> None:
         self.parts: defaultdict[str, list[int]] = defaultdict(list)
-        """Times by part of a step, of every step: with the all-reduces inside the part, without hops and messages."""
+        """Times by part of a step, of every step: with the all-reduces inside the part, without hops and messages, and
+        from the arrival of the last of these on: until then another rank works."""
         self.steps: list[int] = []
         """From one commit to the next."""
         self.groups: defaultdict[str, int] = defaultdict(int)
@@ -84,10 +85,16 @@ class Timings:
             self.steps.append(now - self._committed)
             self._committed = now
 
-    def collective(self, group: str, ns: int, *, inside: bool) -> None:
-        """Add ``ns`` to a group's time; ``inside``: it counts in the part that is running, too."""
+    def collective(self, group: str, ns: int, *, inside: bool, received: bool) -> None:
+        """Add ``ns``, up to now, to a group's time.
+
+        ``inside``: it counts in the part that is running, too; ``received``: a part begins with this message.
+        """
         self.groups[group] += ns
-        self._messages_ns += 0 if inside else ns
+        if received:
+            self._last, self._messages_ns = self.now(), 0
+        elif not inside:
+            self._messages_ns += ns
 
     def now(self) -> int:
         """Return the time at which all that the device was given is done."""
@@ -134,9 +141,10 @@ class Progress:
             self.timings.lap(part)
 
     @contextmanager
-    def collective(self, group: str, *, inside: bool, queued: bool) -> Iterator[None]:
+    def collective(self, group: str, *, inside: bool, queued: bool, received: bool = False) -> Iterator[None]:
         """Report a collective of ``group``; ``inside``: it belongs to the part of the step that is running.
 
+        ``received``: it is a message of another part, with which a part of this rank begins.
         ``queued``: it is put into the queue of the device (NCCL). A timer waits for the device before and after it.
         """
         timings = self.timings
@@ -148,7 +156,7 @@ class Progress:
         yield
         if timings is not None:
             with self.reading():
-                timings.collective(group, timings.now() - started, inside=inside)
+                timings.collective(group, timings.now() - started, inside=inside, received=received)
         self.status.group = b""
         self.status.ticks += 1
 

@@ -1,9 +1,13 @@
 """Times of a plan's steps: prefill, plain and EAGLE decoding, by phase and by part, beside the prediction.
 
-A part's time is that of the slowest of its devices, with the all-reduces among them and without the wait for other
-parts, as the plan predicts it. The phases add up to the step: ``verify`` is embedding, stages and lm_head one after the
-other, ``collectives`` is the rest: hops from part to part, messages, and waking up for them. One sequence is timed: of
-a plan for more the parts have no prediction, and the step has that of its schedule.
+A part's time is that of the first of its devices, from the arrival of what it works on, with the all-reduces in which
+it waits for the others: as the plan predicts it. The phases add up to the step: ``verify`` is embedding, stages and
+lm_head one after the other, ``collectives`` is the rest: hops from part to part, messages, and waking up for them. One
+sequence is timed: of a plan for more the parts have no prediction, and the step has that of its schedule.
+
+Beside the mean, the *best* time is the mean over the fastest tenth of the steps of all repeats: what the machine does
+while no other program disturbs it. Parts are of the same steps and add up; the least time of each part, of different
+steps, is less than any step takes. A tenth, since processes that share cores meet as in the very best step by chance.
 
 A captured step has no parts to be timed: there the parts are those of steps that are launched operation by operation,
 and add up to one of these; speed and step are those of captured ones, in a request of their own.
@@ -69,8 +73,8 @@ class Row:
 
     name: str
     measured_ns: int
-    least_ns: int | None
-    """In the shortest of the steps, which other programs disturbed least; None: not of single steps."""
+    best_ns: int | None
+    """Mean over the fastest tenth of the steps, which other programs disturbed least; None: not of single steps."""
     predicted_ns: int | None
     """None: the plan has no prediction, or not for this mode."""
 
@@ -145,11 +149,11 @@ def _mode(plan: Plan, name: str, runs: list[Repeat], *, forced: bool) -> Mode:
     first, of_parts = median.whole[0], median.timed[0]
     step_s = _step_s(first)
     mean = _mean(plan, name, of_parts=median.timed)
-    least = _least(plan, name, [run.timed for run in runs])
-    phases = tuple(_phases(plan, name, mean, least))
+    best = _best(plan, name, [run.timed for run in runs])
+    phases = tuple(_phases(plan, name, mean, best))
     if first is not of_parts:
         *others, launched = phases
-        captured = replace(launched, name="step", measured_ns=round(step_s * 1e9), least_ns=None)
+        captured = replace(launched, name="step", measured_ns=round(step_s * 1e9), best_ns=None)
         phases = (*others, replace(launched, name="step, launched", predicted_ns=None), captured)
     return Mode(
         name=name,
@@ -161,7 +165,7 @@ def _mode(plan: Plan, name: str, runs: list[Repeat], *, forced: bool) -> Mode:
         first_acceptance=None if forced else first_acceptance(first.accept_lengths),
         phases=phases,
         parts=tuple(
-            Row(name=part, measured_ns=ns, least_ns=least.parts[part], predicted_ns=_predicted(plan, part, name))
+            Row(name=part, measured_ns=ns, best_ns=best.parts[part], predicted_ns=_predicted(plan, part, name))
             for part, ns in mean.parts.items()
         ),
     )
@@ -183,25 +187,54 @@ class _Step:
 
 
 def _mean(plan: Plan, mode: str, of_parts: list[Completion]) -> _Step:
-    """Return the mean step of a repeat; a part's is that of its slowest rank."""
+    """Return the mean step of a repeat."""
     first = of_parts[0]
-    parts = {
-        part: max(sum(_timings(rank).parts.get(part, ())) for rank in of_parts) // _steps(first)
+    times = _times(plan, mode, of_parts)
+    return _Step(
+        whole=round(_step_s(first) * 1e9), parts={part: sum(own) // _steps(first) for part, own in times.items()}
+    )
+
+
+def _best(plan: Plan, mode: str, runs: list[list[Completion]]) -> _Step:
+    """Return the mean of the fastest tenth of the steps of all repeats, of one step at least."""
+    steps: list[_Step] = []
+    for run in runs:
+        times = _times(plan, mode, run)
+        whole = _timings(run[_paced_by(plan)]).steps
+        steps += [
+            _Step(whole=ns, parts={part: own[number] for part, own in times.items() if own})
+            for number, ns in enumerate(whole[: min(map(len, filter(None, times.values())), default=0)])
+        ]
+    best = sorted(steps, key=lambda step: step.whole)[: max(1, len(steps) // 10)]
+    count = max(1, len(best))
+    return _Step(
+        whole=sum(step.whole for step in best) // count,
+        parts={
+            part: sum(step.parts.get(part, 0) for step in best) // count
+            for part in _parts(plan, drafted=mode == "eagle")
+        },
+    )
+
+
+def _times(plan: Plan, mode: str, ranks: list[Completion]) -> dict[str, tuple[int, ...]]:
+    """Return by part the time of every step: on the first of its devices, which waits for the others in its sums."""
+    leaders = {"embed": plan.embed.devices[0], "head": plan.head.devices[0], "commit": plan.embed.devices[0]}
+    leaders |= {f"stages[{number}]": stage.devices[0] for number, stage in enumerate(plan.stages)}
+    if plan.draft_placement is not None:
+        leaders["draft"] = plan.draft_placement.devices[0]
+    numbers = {device.id: number for number, device in enumerate(plan.devices)}
+    return {
+        part: _timings(ranks[numbers[leaders[part]]]).parts.get(part, ())
         for part in _parts(plan, drafted=mode == "eagle")
     }
-    return _Step(whole=round(_step_s(first) * 1e9), parts=parts)
 
 
-def _least(plan: Plan, mode: str, runs: list[list[Completion]]) -> _Step:
-    """Return the shortest step of all repeats, and the shortest time of each part, that of the slowest of its ranks."""
-    parts = {}
-    for part in _parts(plan, drafted=mode == "eagle"):
-        of_ranks = [[own for rank in run if (own := _timings(rank).parts.get(part))] for run in runs]
-        parts[part] = min((max(step) for ranks in of_ranks for step in zip(*ranks, strict=False)), default=0)
-    return _Step(whole=min(min(_timings(run[0]).steps, default=0) for run in runs), parts=parts)
+def _paced_by(plan: Plan) -> int:
+    """Return the rank whose commits the steps are timed by: with its embedding the next one begins."""
+    return [device.id for device in plan.devices].index(plan.embed.devices[0])
 
 
-def _phases(plan: Plan, mode: str, mean: _Step, least: _Step) -> Iterator[Row]:
+def _phases(plan: Plan, mode: str, mean: _Step, best: _Step) -> Iterator[Row]:
     as_planned = _is_planned(plan, mode)
     whole = plan.proof.objective_ns if as_planned else _scheduled_ns(plan, mode)
     predicted = None
@@ -211,7 +244,7 @@ def _phases(plan: Plan, mode: str, mean: _Step, least: _Step) -> Iterator[Row]:
         Row(
             name=part,
             measured_ns=mean.parts.get(part, 0),
-            least_ns=least.parts.get(part, 0),
+            best_ns=best.parts.get(part, 0),
             predicted_ns=_predicted(plan, part, mode),
         )
         for part in ("draft", "commit")
@@ -220,17 +253,17 @@ def _phases(plan: Plan, mode: str, mean: _Step, least: _Step) -> Iterator[Row]:
     yield Row(
         name="verify",
         measured_ns=mean.verify(),
-        least_ns=least.verify(),
+        best_ns=best.verify(),
         predicted_ns=None if predicted is None else predicted.verify(),
     )
     yield commit
     yield Row(
         name="collectives",
         measured_ns=mean.rest(),
-        least_ns=least.rest(),
+        best_ns=best.rest(),
         predicted_ns=None if predicted is None else predicted.rest(),
     )
-    yield Row(name="step", measured_ns=mean.whole, least_ns=least.whole, predicted_ns=whole)
+    yield Row(name="step", measured_ns=mean.whole, best_ns=best.whole, predicted_ns=whole)
 
 
 def _parts(plan: Plan, *, drafted: bool) -> list[str]:

@@ -70,11 +70,10 @@ class LiveServer:
 
     def _read(self) -> None:
         assert self.process.stderr is not None
-        with self.process.stderr as lines:
-            for line in lines:
-                self.lines.append(line.rstrip("\n"))
-                if line.startswith("ready: "):
-                    self._ready.set()
+        for line in self.process.stderr:
+            self.lines.append(line.rstrip("\n"))
+            if line.startswith("ready: "):
+                self._ready.set()
         self._ready.set()
 
     def _line(self, beginning: str) -> str:
@@ -133,7 +132,7 @@ class LiveServer:
 
     def kill(self) -> None:
         self.process.kill()
-        self.wait()
+        self.process.wait()
 
 
 @contextlib.contextmanager
