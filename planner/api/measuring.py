@@ -2,20 +2,23 @@
 
 ``calibrate`` gives rates and messages, of devices alone and of several at once. Then the embedded demo model, whose
 weights take next to no time, is planned on one tensor-parallel group of each such number of devices, compiled and timed
-by ``bench``: what the parts of its steps took beyond what these figures explain is fixed time of a layer, of embedding
-and lm_head, and of a drafter's pass (``planner.costs.fixed_work``). Of several runs, spread over the time, the shortest
-time of each part counts, as other programs make one longer and none shorter.
+by ``bench``: what the parts of its steps took beyond what these figures explain is fixed time of a layer, of a
+drafter's pass, and of embedding and lm_head with all that is in no part (``planner.costs.fixed_work``). Of several
+runs, spread over the time, the one with the shortest steps counts, as other programs make one longer and none shorter;
+all its parts do, since the shortest times of different steps are less than any step takes.
 """
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +49,11 @@ CALIBRATION_S = 40
 """Time after which ``calibrate`` ends by itself, with a reason."""
 MODULE = "runtime"
 TREE = Tree(kind="dynamic", total_token=16, depth=3, top_k=4, paths=None)
-CONTEXT = 128
-BENCH = ("--json", "--quiet", "--repeats", "3", "--prompt-tokens", "80", "--max-new-tokens", "32")
+CONTEXT = 240
+"""Positions that with the tree are a whole number of blocks, as whose rows attention is counted."""
+BENCH = ("--json", "--quiet", "--repeats", "4", "--prompt-tokens", "216", "--max-new-tokens", "24")
 """Positions near the context, whose attention is what is predicted."""
-BENCHES = 4
+BENCHES = 3
 UNIT_NS = 1_000_000
 
 
@@ -92,14 +96,12 @@ def with_fixed_times(computing: Sequence[Computing], link: MeasuredLink | None, 
     """
     with tempfile.TemporaryDirectory(prefix="measure-") as name:
         plans = {own.devices: demo_plan(Path(name) / f"{own.devices}", own.devices) for own in computing}
-        least: dict[int, dict[str, int]] = {devices: {} for devices in plans}
+        runs: dict[int, list[Timed]] = {devices: [] for devices in plans}
         for _ in range(BENCHES):
-            for devices, known in least.items():
+            for devices, known in runs.items():
                 with _on_cores(devices * threads):
-                    parts = timed(Path(name) / f"{devices}" / "plan")
-                for part, ns in parts.items():
-                    known[part] = min(ns, known.get(part, ns))
-    return [_fixed_times(own, priced(plans[own.devices], computing, link), least[own.devices]) for own in computing]
+                    known.append(timed(Path(name) / f"{devices}" / "plan"))
+    return [_fixed_times(own, priced(plans[own.devices], computing, link), runs[own.devices]) for own in computing]
 
 
 @contextmanager
@@ -127,22 +129,43 @@ def demo_plan(directory: Path, devices: int) -> Plan:
     return result.plan
 
 
-def timed(directory: Path) -> dict[str, int]:
-    """Return the least ns as the runtime takes them: of embedding with lm_head and commit, and of layers, in plain and
-    in EAGLE's steps, and of the drafter.
-    """
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timed:
+    """Times of a plan's steps in ns, as ``runtime bench`` takes them: of each mode's fastest steps."""
+
+    plain: int
+    """A whole step of plain decoding."""
+    layers: int
+    """Its layers."""
+    eagle: int
+    """A whole step with a tree."""
+    tree_layers: int
+    drafter: int
+
+    @property
+    def tables(self) -> int:
+        """All of a plain step but its layers: embedding, lm_head, commit, and what is in no part."""
+        return max(0, self.plain - self.layers)
+
+    @property
+    def tree_tables(self) -> int:
+        """The same of a step with a tree."""
+        return max(0, self.eagle - self.tree_layers - self.drafter)
+
+
+def timed(directory: Path) -> Timed:
+    """Return the times of a plan with one stage."""
     plain, eagle = (
-        {part["name"]: part["least_ns"] for part in mode["parts"]}
+        {row["name"]: row["best_ns"] for row in (*mode["phases"], *mode["parts"])}
         for mode in _output("bench", str(directory), *BENCH)["modes"]
     )
-    tables, tree_tables = (sum(mode[name] for name in ("embed", "head", "commit")) for mode in (plain, eagle))
-    return {
-        "tables": tables,
-        "tree_tables": tree_tables,
-        "layers": plain["stages[0]"],
-        "tree_layers": eagle["stages[0]"],
-        "drafter": eagle["draft"],
-    }
+    return Timed(
+        plain=plain["step"],
+        layers=plain["stages[0]"],
+        eagle=eagle["step"],
+        tree_layers=eagle["stages[0]"],
+        drafter=eagle["draft"],
+    )
 
 
 def priced(plan: Plan, computing: Sequence[Computing], link: MeasuredLink | None) -> Plan:
@@ -156,23 +179,37 @@ def priced(plan: Plan, computing: Sequence[Computing], link: MeasuredLink | None
     return replace(plan, inventory=replace(listed, devices=tuple(replace(own, together=None) for own in at_work)))
 
 
-def _fixed_times(own: Computing, plan: Plan, measured_ns: Mapping[str, int]) -> Computing:
-    """Return figures with the fixed times by which the parts of steps take what was measured."""
+def _fixed_times(own: Computing, plan: Plan, runs: Sequence[Timed]) -> Computing:
+    """Return figures with the fixed times by which steps take what was measured: of each mode the fastest run."""
+    plain, eagle = (min(runs, key=attrgetter(mode)) for mode in ("plain", "eagle"))
+    fastest = replace(eagle, plain=plain.plain, layers=plain.layers)
+    times, of_runs = _explaining(plan, fastest), zip(*(_explaining(plan, run) for run in runs), strict=True)
+    overhead, row, table, drafter, tree = (
+        Figure(value=ns, spread=_spread(others)) for ns, others in zip(times, of_runs, strict=True)
+    )
+    return replace(own, overhead=overhead, row=row, table=table, drafter_pass=drafter, tree=tree)
+
+
+def _spread(values: Sequence[int]) -> int:
+    """Return the interquartile range of the values of some runs."""
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return round(third - first)
+
+
+def _explaining(plan: Plan, measured: Timed) -> tuple[int, int, int, int, int]:
+    """Return the fixed times by which a step takes what was measured: of a layer, a row, a table, a pass, a tree."""
     # a layer's time grows with the rows, whose norms and activations are no products
     one, tree = (
-        _explained(plan, part_ns, lambda device, ns: replace(device, overhead_ns=ns), measured_ns[name])
-        for name, part_ns in (("layers", _layers_ns), ("tree_layers", _tree_layers_ns))
+        _explained(plan, part_ns, lambda device, ns: replace(device, overhead_ns=ns), measured_ns)
+        for part_ns, measured_ns in ((_layers_ns, measured.layers), (_tree_layers_ns, measured.tree_layers))
     )
     row = max(0, tree - one) // (verify_rows(plan.options) - 1)
     overhead, row_ns = max(0, one - row), row * ROW_VALUES // plan.model.hidden_size
-    table = _explained(plan, _tables_ns, lambda device, ns: replace(device, table_ns=ns), measured_ns["tables"])
+    table = _explained(plan, _tables_ns, lambda device, ns: replace(device, table_ns=ns), measured.tables)
     known = _with(plan, partial(_with_times, overhead_ns=overhead, table_ns=table, row_ns=row_ns))
-    walk = max(0, measured_ns["tree_tables"] - _tree_tables_ns(known))
-    drafter = _explained(known, _drafter_ns, lambda device, ns: replace(device, pass_ns=ns), measured_ns["drafter"])
-    overhead_of, pass_of, table_of, row_of, tree_of = (
-        Figure(value=ns, spread=0) for ns in (overhead, drafter, table, row_ns, walk)
-    )
-    return replace(own, overhead=overhead_of, drafter_pass=pass_of, table=table_of, row=row_of, tree=tree_of)
+    drafter = _explained(known, _drafter_ns, lambda device, ns: replace(device, pass_ns=ns), measured.drafter)
+    walk = max(0, measured.tree_tables - _tree_tables_ns(known))
+    return overhead, row_ns, table, drafter, walk
 
 
 def _with_times(device: Device, *, overhead_ns: int, table_ns: int, row_ns: int) -> Device:

@@ -28,7 +28,7 @@ MESSAGES = (1 << 10, 1 << 16)
 """Bytes of a sum: one whose time is latency, and one of several rows of a large model."""
 SUM_REPEATS = 12
 """Sums of each size in a round."""
-ROUNDS = 24
+ROUNDS = 16
 LEAST_ROUNDS = 2
 PART_OF_ROUNDS = 0.5
 """Part of the time within which all is to be done after which no further round is begun, but for the least."""
