@@ -331,7 +331,12 @@ def scaled(problem: Problem, *, nbytes: int = 1, ns: int = 1) -> Problem:
         return Block(
             options=tuple(replace(o, splits=splits(o.splits), receive=receive(o.receive)) for o in unscaled.options),
             axes=tuple(
-                replace(a, each_bytes=nbytes * a.each_bytes, each_ps=tuple(ns * ps for ps in a.each_ps))
+                replace(
+                    a,
+                    each_bytes=nbytes * a.each_bytes,
+                    read_bytes=tuple(nbytes * n for n in a.read_bytes),
+                    each_ps=tuple(ns * ps for ps in a.each_ps),
+                )
                 for a in unscaled.axes
             ),
         )

@@ -82,12 +82,12 @@ def total(buffers: Iterable[Buffer]) -> int:
     return sum(buffer.nbytes for buffer in buffers)
 
 
-def with_rows(slots: Affine, buffers: Callable[[int], tuple[Buffer, ...]], rows: int) -> Affine:
-    """Bound ``slots`` and the buffers that grow with their rows, each of which is rounded up, as is what a pool has."""
+def with_rows(fixed: int, buffers: Callable[[int], tuple[Buffer, ...]], rows: int) -> Affine:
+    """Bound ``fixed`` and buffers that grow with a table's rows; each is rounded up, and so is what a pool has."""
     none, every = buffers(0), buffers(rows)
     grown = sum(a != b for a, b in zip(none, every, strict=True))
     slope = ceil_div(total(every) - total(none), rows)
-    return Affine(fixed=slots.fixed + total(none) + 2 * ALIGN_BYTES * grown, slope=slots.slope + slope)
+    return Affine(fixed=fixed + total(none) + 2 * ALIGN_BYTES * grown, slope=slope)
 
 
 def device_memory(plan: Plan, device: str, weights_bytes: int, draft_weights_bytes: int) -> DeviceMemory:

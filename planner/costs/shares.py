@@ -195,8 +195,6 @@ class BaseShares:
     draft: Draft | None
     options: Options
     kernels: Kernels = CAPTURED
-    device_kinds: frozenset[str] = frozenset({"cpu", "cuda"})
-    """Kinds of the inventory's devices: a table takes what it takes on the one where that is most."""
 
     @cached_property
     def kinds(self) -> tuple[LayerClass, ...]:
@@ -278,59 +276,69 @@ class BaseShares:
     # ---- tables: as if what they receive from, or send to, were on other devices ----
 
     @cached_property
-    def embed(self) -> Callable[[int], memory.Affine]:
-        """Rows of the embedding table with buffers, on a device of a group of this size."""
-        model, dtype, options = self.model, self.options.dtype, self.options
+    def embed_table(self) -> memory.Affine:
+        """Rows of the embedding table."""
+        model, dtype = self.model, self.options.dtype
+        return memory.table(
+            lambda n: slots.embed_bytes(model, dtype, n),
+            model.vocab_size,
+            model.hidden_size,
+            dtype,
+            model.embed_format,
+        )
 
-        def count(group_size: int) -> memory.Affine:
-            rows = memory.table(
-                lambda n: slots.embed_bytes(model, dtype, n),
-                model.vocab_size,
-                model.hidden_size,
-                dtype,
-                model.embed_format,
-            )
+    @cached_property
+    def embed_bytes(self) -> Callable[[int, bool], int]:
+        """Bytes of a device with rows of the embedding, without these, in a group of this size.
 
+        Also for whether it is a GPU.
+        """
+
+        def count(group_size: int, gpu: bool) -> int:
             def buffers(own: Options) -> tuple[Buffer, ...]:
-                return embed_buffers(model, own, group_size=group_size, hop=True, leads=True)
+                return embed_buffers(self.model, own, group_size=group_size, hop=True, leads=True)
 
-            nbytes = memory.total(_buffers(buffers, options, "cuda" in self.device_kinds))
-            return memory.Affine(fixed=rows.fixed + nbytes, slope=rows.slope)
+            return self.embed_table.fixed + memory.total(_buffers(buffers, self.options, gpu))
 
         return cache(count)
 
     @cached_property
-    def head(self) -> Callable[[int], memory.Affine]:
-        """Rows of the lm_head with final norm and buffers, on a device of a group of this size."""
-        model, draft, dtype, options = self.model, self.draft, self.options.dtype, self.options
+    def head_table(self) -> memory.Affine:
+        """Rows of the lm_head."""
+        model, dtype = self.model, self.options.dtype
+        return memory.table(
+            lambda n: slots.lm_head_bytes(model, dtype, n),
+            model.vocab_size,
+            model.hidden_size,
+            dtype,
+            model.head_format,
+        )
 
-        def count(group_size: int) -> memory.Affine:
-            weights = memory.table(
-                lambda n: slots.lm_head_bytes(model, dtype, n),
-                model.vocab_size,
-                model.hidden_size,
-                dtype,
-                model.head_format,
-            )
+    @cached_property
+    def head_bytes(self) -> Callable[[int, bool], memory.Affine]:
+        """Bytes of a device with rows of the lm_head, without these but with their logits, in a group of this size.
 
-            def buffers(own: Options, n: int) -> tuple[Buffer, ...]:
+        Also for whether it is a GPU.
+        """
+        model, options = self.model, self.options
+
+        def count(group_size: int, gpu: bool) -> memory.Affine:
+            def buffers(own: Options, rows: int) -> tuple[Buffer, ...]:
                 return lm_head_buffers(
                     model,
-                    draft,
+                    self.draft,
                     own,
-                    rows=n,
+                    rows=rows,
                     group_size=group_size,
                     receives=True,
                     leads=True,
-                    gpu="cpu" not in self.device_kinds,
+                    gpu=gpu,
                 )
 
-            rows = memory.with_rows(
-                weights,
-                lambda n: _buffers(lambda own: buffers(own, n), options, "cuda" in self.device_kinds),
-                model.vocab_size,
+            fixed = self.head_table.fixed + slots.norm_bytes(model, options.dtype)
+            return memory.with_rows(
+                fixed, lambda rows: _buffers(lambda own: buffers(own, rows), options, gpu), model.vocab_size
             )
-            return memory.Affine(fixed=rows.fixed + slots.norm_bytes(model, dtype), slope=rows.slope)
 
         return cache(count)
 

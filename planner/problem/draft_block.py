@@ -48,18 +48,21 @@ class DraftBlock:
         units = Axis(
             count=draft.mlp.units,
             each_bytes=self.shares.unit_bytes,
+            read_bytes=(0,) * len(devices),
             each_ps=tuple(self.shares.unit_ps(device) for device in devices),
             shared=None,
         )
         embed = Axis(
             count=self.shares.model.vocab_size // self.bundle_rows,
             each_bytes=self.shares.embed.slope * self.bundle_rows,
+            read_bytes=(0,) * len(devices),
             each_ps=(0,) * len(devices),
             shared=None if draft.own_embedding else "first",
         )
         lm_head = Axis(
             count=draft.draft_vocab_size // self.bundle_rows,
             each_bytes=self.shares.head.slope * self.bundle_rows,
+            read_bytes=(0,) * len(devices),
             each_ps=tuple(map(self._bundle_ps, devices)),
             shared=None if draft.own_head else "last",
         )

@@ -213,10 +213,7 @@ class Formulation:
 
     @cached_property
     def _shares(self) -> BaseShares:
-        kinds = frozenset(device.kind for device in self.inventory.devices)
-        return BaseShares(
-            model=self.model, draft=self.draft, options=self.options, kernels=self.kernels, device_kinds=kinds
-        )
+        return BaseShares(model=self.model, draft=self.draft, options=self.options, kernels=self.kernels)
 
     @cached_property
     def _draft_shares(self) -> DraftShares | None:

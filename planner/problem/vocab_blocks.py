@@ -6,6 +6,7 @@ Rows are dealt out in bundles, the one fine axis of each block.
 import math
 from collections.abc import Sequence
 
+from planner.costs.memory import Affine
 from planner.costs.shares import BaseShares
 from planner.problem.device_sets import DeviceSet
 from planner.problem.links import NOTHING, Links
@@ -34,7 +35,7 @@ def embed_block(shares: BaseShares, links: Links, quanta: Quanta, sets: Sequence
         split = Split(
             shares=(1,) * len(members),
             ns=fixed_embed_ns(shares, links, members) + links.all_reduce_ns(members, message),
-            bytes=(shares.embed(len(members)).fixed,) * len(members),
+            bytes=tuple(shares.embed_bytes(len(members), links.devices[d].kind == "cuda") for d in members),
         )
         return Option(
             devices=members,
@@ -46,7 +47,8 @@ def embed_block(shares: BaseShares, links: Links, quanta: Quanta, sets: Sequence
 
     axis = Axis(
         count=shares.model.vocab_size // bundle_rows,
-        each_bytes=shares.embed(1).slope * bundle_rows,
+        each_bytes=shares.embed_table.slope * bundle_rows,
+        read_bytes=(0,) * len(links.devices),
         each_ps=(0,) * len(links.devices),
         shared=None,
     )
@@ -75,12 +77,15 @@ def lm_head_block(
     hop_bytes, gathered = step.hop_bytes(model, shares.draft, options), step.best_bytes(options)
     work = shares.rows(bundle_rows)
 
+    def head_bytes(device: int, group_size: int) -> Affine:
+        return shares.head_bytes(group_size, links.devices[device].kind == "cuda")
+
     def option(device_set: DeviceSet) -> Option:
         members = device_set.devices
         split = Split(
             shares=(1,) * len(members),
             ns=fixed_head_ns(shares, links, members) + links.broadcast_ns(members, gathered),
-            bytes=(shares.head(len(members)).fixed,) * len(members),
+            bytes=tuple(head_bytes(device, len(members)).fixed for device in members),
         )
         return Option(
             devices=members,
@@ -91,14 +96,12 @@ def lm_head_block(
             slowed_ps=links.slowed_ps(members, (work.ps,)),
         )
 
-    row_bytes = shares.head(1).slope
-    # Rows of a tied lm_head may be those of the embedding: their logits take memory all the same.
-    logits_bytes = row_bytes - shares.embed(1).slope if model.tied_head else 0
     axis = Axis(
         count=model.vocab_size // bundle_rows,
-        each_bytes=(row_bytes - logits_bytes) * bundle_rows,
+        each_bytes=shares.head_table.slope * bundle_rows,
+        # Rows of a tied lm_head may be those of the embedding: their logits take memory all the same.
+        read_bytes=tuple(head_bytes(device, 1).slope * bundle_rows for device in range(len(links.devices))),
         each_ps=tuple(work.ps(device) for device in links.devices),
         shared="first" if model.tied_head else None,
-        read_bytes=logits_bytes * bundle_rows,
     )
     return Block(options=tuple(map(option, sets)), axes=(axis,))

@@ -98,7 +98,8 @@ def _add_block(
             time_ns.append(slowest_ns)
         held = own if owner is None else _held(builder, axis, own, owner)
         load_bytes += [(device, axis.each_bytes * count) for device, count in enumerate(held)]
-        load_bytes += [(device, axis.read_bytes * count) for device, count in enumerate(reads) if axis.read_bytes]
+        beside = enumerate(zip(axis.read_bytes, reads, strict=True))
+        load_bytes += [(device, nbytes * count) for device, (nbytes, count) in beside if nbytes]
         shares.append(own)
         read.append(reads)
     return _Block(

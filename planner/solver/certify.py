@@ -180,7 +180,7 @@ def _block(problem: Problem, answer: Answer, block: Block, placed: BlockAnswer, 
         total += slowest_ns(shares, option.piece_ps(a, axis), option.quantum_ns)
         for n, device in zip(shares, option.devices, strict=True):
             own_bytes = 0 if own is None or device == alone else axis.each_bytes
-            load[device] += n * (own_bytes + axis.read_bytes)
+            load[device] += n * (own_bytes + axis.read_bytes[device])
     return total
 
 

@@ -101,14 +101,14 @@ class Axis:
     """Number of pieces."""
     each_bytes: int
     """Bytes of one piece."""
+    read_bytes: tuple[int, ...]
+    """Bytes that a device needs beside each piece that it reads, also where the piece is the other block's."""
     each_ps: tuple[int, ...]
     """Time of one piece, per device, which computes alone. The block waits for its slowest member."""
     shared: Literal["first", "last"] | None
     """A block whose axis has the same pieces. On exactly the devices of that block this axis is dealt out as that one,
     which holds the bytes. On others, or where this is None, it is an axis of its own; only on a device that has that
     block alone, and so all its pieces, those of this axis take no bytes."""
-    read_bytes: int = 0
-    """Bytes that a device needs beside each piece that it reads, also where it is the other block's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -235,7 +235,7 @@ def free_granule_bytes(problem: Problem) -> int:
     It does not depend on the devices, so that those which are not used have no part in it.
     """
     nbytes = sum(problem.layers_of(k) * kind.units * kind.unit_bytes for k, kind in enumerate(problem.kinds))
-    nbytes += sum(axis.count * (axis.each_bytes + axis.read_bytes) for block in problem.blocks for axis in block.axes)
+    nbytes += sum(axis.count * axis.each_bytes for block in problem.blocks for axis in block.axes)
     return 1 << max(0, nbytes.bit_length() - FREE_BITS)
 
 

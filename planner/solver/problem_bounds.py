@@ -32,7 +32,7 @@ def most_bytes(problem: Problem) -> int:
     most += max(max(group.stage_bytes) for group in groups)
     for block in problem.blocks:
         most += max(nbytes for option in block.options for split in option.splits for nbytes in split.bytes)
-        most += sum(axis.count * (axis.each_bytes + axis.read_bytes) for axis in block.axes)
+        most += sum(axis.count * (axis.each_bytes + max(axis.read_bytes)) for axis in block.axes)
     return most
 
 
@@ -42,7 +42,7 @@ def least_bytes(problem: Problem) -> int:
     for block in problem.blocks:
         least += min(sum(split.bytes) for option in block.options for split in option.splits)
         least += sum(axis.count * axis.each_bytes for axis in block.axes if axis.shared is None)
-        least += sum(axis.count * axis.read_bytes for axis in block.axes)
+        least += sum(axis.count * min(axis.read_bytes) for axis in block.axes)
     return least
 
 

@@ -255,9 +255,10 @@ class _Search:
                 sharing.setdefault(self._owner(chosen, b, a), []).append(own)
         for (b, _), together in sharing.items():
             axes, rates = zip(*together, strict=True)
-            read = sum(axis.read_bytes for axis in axes)
+            read = [sum(axis.read_bytes[d] for axis in axes) for d in chosen[b].devices]
             lender = axes[0].shared and chosen[("first", "last").index(axes[0].shared)].devices
-            nbytes = [read if lender == (d,) else read + axes[0].each_bytes for d in chosen[b].devices]
+            held = [0 if lender == (d,) else axes[0].each_bytes for d in chosen[b].devices]
+            nbytes = list(map(sum, zip(read, held, strict=True)))
             front = self._combined(front, self._unit_divisions(chosen[b], axes[0].count, nbytes, rates))
         return front
 

@@ -105,7 +105,7 @@ def load_bytes(problem: Problem, answer: Answer) -> list[int]:
             for axis, shares in zip(block.axes, placed.shares, strict=True):
                 held = shares is not None and not _has_alone(problem, answer, axis.shared, device)
                 load[device] += axis.each_bytes * shares[member] if shares is not None and held else 0
-                load[device] += axis.read_bytes * _read(answer, axis, shares)[member]
+                load[device] += axis.read_bytes[device] * _read(answer, axis, shares)[member]
     return load
 
 

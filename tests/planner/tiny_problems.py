@@ -223,7 +223,7 @@ class _Tiny:
             each_bytes=self.bytes(9, name),
             each_ps=self._rates(7000, name),
             shared=shared,
-            read_bytes=self.bytes(3, name, "read"),
+            read_bytes=tuple(self.bytes(3, name, "read", look) for look in self.alike),
         )
 
     def _block(self, name: str, axes: tuple[Axis, ...]) -> Block:

@@ -54,5 +54,6 @@ def _axis_ns(axis: Axis, option: Option, piece_ps: tuple[int, ...], prices: Floa
     if prices is None:
         quantum_ns = option.quantum_ns
         return float(quantum_ns * least_quanta((axis.count,), tuple(sorted(piece_ps)), quantum_ns)[0])
-    piece_prices = ((0 if axis.shared else axis.each_bytes) + axis.read_bytes) * prices[list(option.devices)]
+    devices = list(option.devices)
+    piece_prices = ((0 if axis.shared else axis.each_bytes) + np.array(axis.read_bytes)[devices]) * prices[devices]
     return axis.count * (least_cost(rates_ns(piece_ps), piece_prices) if any(piece_ps) else float(piece_prices.min()))

@@ -69,11 +69,11 @@ class _Programme:
         return variable
 
     def _divide(
-        self, total: pywraplp.Constraint, devices: Iterable[int], pieces_ps: Iterable[int], nbytes: int
+        self, total: pywraplp.Constraint, devices: Iterable[int], pieces_ps: Iterable[int], pieces_bytes: Iterable[int]
     ) -> None:
         """Divide the pieces that ``total`` counts over devices; the slowest of them takes its time."""
         solver, time = self._solver, self._variable(1.0, ())
-        for device, piece_ps in zip(devices, pieces_ps, strict=True):
+        for device, piece_ps, nbytes in zip(devices, pieces_ps, pieces_bytes, strict=True):
             pieces = self._variable(0.0, [(device, nbytes)])
             total.SetCoefficient(pieces, -1)
             slowest = solver.RowConstraint(-solver.infinity(), 0, "")
@@ -91,7 +91,7 @@ class _Programme:
                 layers = self._variable(split.ns, loads)
                 of_kind.SetCoefficient(layers, 1)
                 units.SetCoefficient(layers, kind.units)
-            self._divide(units, group.devices, group.unit_ps(k, kind), kind.unit_bytes)
+            self._divide(units, group.devices, group.unit_ps(k, kind), [kind.unit_bytes] * len(group.devices))
 
     def _add_block(self, block: Block, choices: list[tuple[int, int]]) -> None:
         one = self._solver.RowConstraint(1, 1, "")
@@ -104,4 +104,4 @@ class _Programme:
         for axis in block.axes:
             total = self._solver.RowConstraint(-axis.count, -axis.count, "")
             own_bytes = 0 if axis.shared else axis.each_bytes
-            self._divide(total, devices, axis.each_ps, own_bytes + axis.read_bytes)
+            self._divide(total, devices, axis.each_ps, [own_bytes + nbytes for nbytes in axis.read_bytes])

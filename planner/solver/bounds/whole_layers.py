@@ -109,5 +109,5 @@ def _placed(problem: Problem, devices: Sequence[int]) -> Problem:
 def _least_bytes(block: Block, option: Option, has_block: Sequence[bool]) -> int:
     """Return the least bytes of a block on a device; ``has_block``: whether the device has each of the blocks."""
     own = (axis for axis in block.axes if axis.shared is None or not has_block[axis.shared == "last"])
-    read = sum(axis.count * axis.read_bytes for axis in block.axes)
+    read = sum(axis.count * axis.read_bytes[option.devices[0]] for axis in block.axes)
     return min(split.bytes[0] for split in option.splits) + sum(axis.count * axis.each_bytes for axis in own) + read

@@ -177,17 +177,20 @@ class _ClassModel:
                 self.model.add(count <= axis.count * sum(holders[number]))
                 held = self._held(axis, number, count) if axis.shared else count
                 self.placed[number].append(axis.each_bytes * held)
-            if axis.read_bytes:
-                self._add_read(axis, pieces, holders)
+            if any(axis.read_bytes):
+                for number, count in (self._read(axis, pieces, holders) if axis.shared else pieces).items():
+                    self.placed[number].append(axis.read_bytes[self.problem.alike.index(number)] * count)
 
-    def _add_read(self, axis: Axis, own: dict[int, cp_model.IntVar], holders: dict[int, list[Bool]]) -> None:
-        """Add the bytes beside the pieces that each class reads: its ``own``, or another block's, divided anyhow."""
+    def _read(
+        self, axis: Axis, own: dict[int, cp_model.IntVar], holders: dict[int, list[Bool]]
+    ) -> dict[int, cp_model.IntVar]:
+        """Return the pieces of a shared axis that each class reads: its ``own``, or another block's, divided anyhow."""
         read = {number: self._int(axis.count) for number in own}
         self.model.add(sum(read.values()) == axis.count)
         for number, count in read.items():
             self.model.add(count >= own[number])
             self.model.add(count <= axis.count * sum(holders[number]))
-            self.placed[number].append(axis.read_bytes * count)
+        return read
 
     def _held(self, axis: Axis, number: int, count: cp_model.IntVar) -> cp_model.IntVar:
         """Return the pieces of a shared axis that take bytes on a class: maybe none where its owner is alone there."""

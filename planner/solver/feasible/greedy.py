@@ -40,8 +40,8 @@ class _Divided:
     devices: list[int]
     count: int
     """Number of pieces."""
-    piece_bytes: int
-    """Bytes of a piece, with what all blocks that read it need beside it."""
+    piece_bytes: Bytes
+    """Bytes of a piece on each of the devices, with what all blocks that read it need beside it."""
     pieces: Bytes
     """Pieces on each of the devices."""
 
@@ -70,7 +70,7 @@ class _Packing:
         for group, layers in zip(self.groups, self._layers(), strict=True):
             (splits,), (kind,) = group.splits, self.problem.kinds
             self._place_layers(list(group.devices), splits, layers)
-            self._divide(list(group.devices), layers * kind.units, kind.unit_bytes)
+            self._divide(list(group.devices), layers * kind.units, np.array([kind.unit_bytes] * len(group.devices)))
         for axis in self.divided:
             self.left[axis.devices] += axis.pieces * axis.piece_bytes
             self._divide(axis.devices, axis.count, axis.piece_bytes)
@@ -102,16 +102,16 @@ class _Packing:
         self.left[devices] -= option.splits[c].bytes
         read: list[_Divided] = []
         for axis in block.axes:
-            other = holder(axis, option)
+            other, read_bytes = holder(axis, option), np.array(axis.read_bytes)[devices]
             if other is None:
-                nbytes = axis.each_bytes + axis.read_bytes
+                nbytes = axis.each_bytes + read_bytes
                 pieces = self._divide(devices, axis.count, nbytes)
                 read.append(_Divided(devices=devices, count=axis.count, piece_bytes=nbytes, pieces=pieces))
                 self.divided.append(read[-1])
             else:
                 read.append(self.holders[other])
-                self.left[devices] -= read[-1].pieces * axis.read_bytes
-                read[-1].piece_bytes += axis.read_bytes
+                self.left[devices] -= read[-1].pieces * read_bytes
+                read[-1].piece_bytes += read_bytes
         self.holders += read[:1]
         return option.devices
 
@@ -139,13 +139,14 @@ class _Packing:
             left = self.left[devices] - nbytes
             self.left[devices] = left[left.min(axis=1).argmax()]
 
-    def _divide(self, devices: list[int], count: int, piece_bytes: int) -> Bytes:
-        """Divide equal pieces such that equally much is left on all devices with any, within a piece.
+    def _divide(self, devices: list[int], count: int, piece_bytes: Bytes) -> Bytes:
+        """Divide pieces such that equally much is left on all devices with any, within a piece.
 
-        Return how many each device has. Bisection finds the highest level of free bytes above which all have room.
+        ``piece_bytes``: of a piece on each device. Return how many each has. Bisection finds the highest level of free
+        bytes above which all have room.
         """
-        left, nbytes = self.left[devices], max(1, piece_bytes)
-        low, high = int(left.min()) - (count + 1) * nbytes, int(left.max()) + 1
+        left, nbytes = self.left[devices], np.maximum(1, piece_bytes)
+        low, high = int(left.min()) - (count + 1) * int(nbytes.max()), int(left.max()) + 1
         while high - low > 1:
             level = (low + high) // 2
             low, high = (level, high) if (np.maximum(0, left - level) // nbytes).sum() >= count else (low, level)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from planner.costs import memory
 from planner.costs.memory import Affine, affine
+from planner.costs.shares import BaseShares
 from planner.problem.formulate import Formulation
 from planner.solver.certify import certify, devices_in_use
 from planner.solver.minimise import Settings
@@ -91,18 +92,17 @@ def test_head_bounds_hold_with_their_buffers(
         tree=TREE if tree else None,
     )
 
-    def weights(n: int) -> int:
-        return slots.lm_head_bytes(model, dtype, n)
-
     def buffers(n: int) -> tuple[Buffer, ...]:
         def of(own: Options) -> tuple[Buffer, ...]:
             return lm_head_buffers(model, None, own, rows=n, group_size=group, receives=True, leads=True, gpu=gpu)
 
         return with_graph_pool(of, options) if gpu else of(options)
 
-    bound = memory.with_rows(memory.table(weights, vocab, hidden, dtype, None), buffers, vocab)
+    shares = BaseShares(model=model, draft=None, options=options)
+    fixed, slope = shares.head_bytes(group, gpu).fixed, shares.head_table.slope + shares.head_bytes(group, gpu).slope
     for n in range(vocab + 1):
-        assert bound.fixed + n * bound.slope >= weights(n) + memory.total(buffers(n))
+        exact = slots.lm_head_bytes(model, dtype, n) + slots.norm_bytes(model, dtype) + memory.total(buffers(n))
+        assert fixed + n * slope >= exact
 
 
 def _holds(bound: Affine, exact: list[int], *, slack_slots: int) -> None:

@@ -50,7 +50,9 @@ def _group(device: int, ns: int, nbytes: int) -> Group:
 def _block(*devices: int, count: int) -> Block:
     split = Split(shares=(1,), ns=7, bytes=(2,))
     options = tuple(Option(devices=(d,), sites=(0,), splits=(split,), receive=RECEIVE, quantum_ns=1) for d in devices)
-    return Block(options=options, axes=(Axis(count=count, each_bytes=3, each_ps=(1000, 2000), shared=None),))
+    return Block(
+        options=options, axes=(Axis(count=count, each_bytes=3, read_bytes=(0, 0), each_ps=(1000, 2000), shared=None),)
+    )
 
 
 BY_HAND = Problem(

@@ -51,7 +51,7 @@ def option(*devices: int, sites: tuple[int, ...], ns: int, receive: Receive = RE
 
 
 def axis(count: int, nbytes: int, *each_ps: int, shared: Any = None) -> Axis:
-    return Axis(count=count, each_bytes=nbytes, each_ps=each_ps, shared=shared)
+    return Axis(count=count, each_bytes=nbytes, read_bytes=(0,) * len(each_ps), each_ps=each_ps, shared=shared)
 
 
 PROBLEM = Problem(

@@ -27,7 +27,10 @@ def with_slow_host(problem: Problem, capacity_bytes: int) -> Problem:
 
     def more(block: Block) -> Block:
         slow = Option(devices=(device,), sites=(site,), splits=(split(1),), receive=SLOW, quantum_ns=1)
-        axes = tuple(dataclasses.replace(axis, each_ps=(*axis.each_ps, 10**8)) for axis in block.axes)
+        axes = tuple(
+            dataclasses.replace(axis, read_bytes=(*axis.read_bytes, 0), each_ps=(*axis.each_ps, 10**8))
+            for axis in block.axes
+        )
         return Block(options=(*block.options, slow), axes=axes)
 
     groups = [
@@ -142,3 +145,18 @@ def test_a_slow_device_beside_those_in_use_does_not_move_shares() -> None:
     problem, answer, _ = planned("llama70b-4gpu", box("box", "nvlink", *four))
     wider, with_more, _ = planned("llama70b-4gpu", box("box", "nvlink", *four, "l4"))
     assert parts(problem, answer) == parts(wider, with_more)
+
+
+def test_a_processor_that_is_not_used_takes_no_memory_of_gpus() -> None:
+    """The logits of a row take more bytes on a CPU: they are kept in float32 too, with the noise of sampling."""
+    processor = {"id": "cpu", "type": "cpu", "memory": "64 GiB", "bandwidth": "40 GB/s"}
+    gpus = box("box", "nvlink", "h200", "l40s")
+    alone = planned("llama70b-4gpu", gpus)
+    beside = planned("llama70b-4gpu", gpus | {"devices": [*gpus["devices"], processor]})
+    apart = planned("llama70b-4gpu", gpus, host("other", processor, links={"class": "pcie"}))
+    assert parts(*alone[:2]) == parts(*beside[:2]) == parts(*apart[:2])
+    assert alone[2] == beside[2] == apart[2]
+    (head,) = beside[0].last.axes
+    of_cpu = beside[0].devices.index("cpu")
+    assert head.read_bytes[of_cpu] > max(head.read_bytes[:of_cpu] + head.read_bytes[of_cpu + 1 :])
+    assert set(head.read_bytes) - {head.read_bytes[of_cpu]} == set(alone[0].last.axes[0].read_bytes)
