@@ -7,6 +7,7 @@ The packages are named here as data and imported when one of their commands runs
 nothing of each other, and planning imports no torch. It lives in the contract because neither may import the other.
 """
 
+import difflib
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -44,8 +45,14 @@ def main() -> NoReturn:
             cli.main()
         else:
             with refusals_reported(refused, as_json="--json" in sys.argv, indent=2):
-                raise LookupError(f"No such command {first!r}.")
+                raise LookupError(unknown(first))
         sys.exit(0)
+
+
+def unknown(name: str) -> str:
+    """Return what there is to say of an unknown command, as click says it of those of one package."""
+    near = difflib.get_close_matches(name, [known for names in PACKAGES.values() for known in names], n=1)
+    return f"No such command {name!r}." + "".join(f" Did you mean {known!r}?" for known in near)
 
 
 def refused(error: BaseException) -> Refusal | None:

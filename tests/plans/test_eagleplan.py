@@ -76,8 +76,8 @@ def test_an_unknown_command_is_refused_as_text_and_as_json() -> None:
     plain, data = run("buidl"), run("buidl", "--json")
     assert plain.returncode == data.returncode == 2
     assert plain.stdout == ""
-    assert plain.stderr.startswith("Error: No such command 'buidl'.\n")
-    error = {"type": "UsageError", "message": "No such command 'buidl'.", "exit_code": 2}
+    assert plain.stderr.startswith("Error: No such command 'buidl'. Did you mean 'build'?\n")
+    error = {"type": "UsageError", "message": "No such command 'buidl'. Did you mean 'build'?", "exit_code": 2}
     assert json.loads(data.stdout) == {"error": error}
 
 
