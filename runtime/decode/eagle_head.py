@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from plans.kv import KvShare, kv_shares
+from plans.places import is_padded
 from plans.schema import Draft, Plan, Tree
 from plans.slot_records import DraftSlots
 from plans.slots import draft_slots, vocabulary_rows
@@ -118,7 +119,7 @@ class Drafter:
         assert comm.draft is not None
         self.group = comm.draft
         self._kept, self._batch, self._chunk = accept_rows(options), options.batch, options.prefill_chunk
-        self._dtype = DTYPES[options.dtype]
+        self._dtype, self._padded = DTYPES[options.dtype], is_padded(plan)
         index = comm.draft.index
         binder = Binder(slots=slots, group=comm.draft, hidden=draft.hidden_size)
         own = draft_slots(plan, placement.devices[index])
@@ -250,6 +251,8 @@ class Drafter:
         extended, drafted = places
         if tree is not None and mask_rows(self._draft, tree):
             return self._draft_at_once(message, joined, roots, pending, places, tree)
+        if message is not None and not self._padded:
+            message = message.shortened()
         hidden = None if message is None else self.extend(message, extended.start)
         if tree is None:
             return roots.unsqueeze(1), torch.zeros_like(roots).unsqueeze(1)
@@ -400,7 +403,7 @@ class Drafter:
     def _candidates(self, hidden: Tensor, tree: Tree) -> tuple[Tensor, Tensor]:
         """Return the k best tokens (ids of the base) after each row, and their log-probabilities [W, k]."""
         tokens, scores = self._lm_head.top(self._head.read(hidden), tree.top_k)
-        return (tokens if self._targets is None else self._targets[tokens]), scores
+        return (tokens if self._targets is None else self._targets.take(tokens)), scores
 
     def _start(self, end: Tensor, own: slice, tree: Tree, beams: Tensor | None) -> tuple[int, Tensor]:
         """Let all nodes see the sequence up to ``end`` [b, 1]; return the window, and the positions of all levels.

@@ -3,7 +3,8 @@
 ``plans.step`` has the layouts; nothing here knows an offset.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -30,6 +31,13 @@ class FeatureMessage:
     def roots(self) -> Tensor:
         """[S]: the tokens that were just decided."""
         return self.tokens.gather(1, self.accepted.unsqueeze(1)).squeeze(1)
+
+    def shortened(self) -> Self:
+        """Return the message without the rows that count in no sequence; the host reads how many do."""
+        count, width = self.tokens.shape
+        most = int(self.accepted.max()) + 1
+        features = self.features.view(count, width, -1)[:, :most].flatten(0, 1)
+        return replace(self, tokens=self.tokens[:, :most], features=features)
 
 
 def feature_message(layout: FeatureLayout, buffer: Tensor, dtype: torch.dtype) -> FeatureMessage:
@@ -100,6 +108,7 @@ class Channel:
         """What the host reads: of a GPU pinned memory, to which a step copies its message."""
         self._word = torch.zeros(1, dtype=torch.int64, device=buffer.device)
         self._noted = 0  # ``_word`` on the host
+        self._laid_out: tuple[StepLayout, int] | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -109,6 +118,9 @@ class Channel:
 
     def lay_out(self, layout: StepLayout, places: int) -> None:
         """Take the buffer as a message of this layout, for the first ``places`` of the batch."""
+        if (layout, places) == self._laid_out:
+            return
+        self._laid_out = layout, places
         self.layout, self.nodes, self.kept = layout, layout.nodes, layout.kept
         self.wire = self._buffer[: places * layout.words].view(places, -1)
         self.accepted = self.wire[:, 0]

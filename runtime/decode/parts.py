@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -108,6 +109,7 @@ def _feature_link(plan: Plan, memory: Memory, comm: Comm) -> FeatureLink | None:
     def chunk(rows: int) -> FeatureMessage:
         return feature_message(feature_layout(model, draft, options, sequences=1, rows=rows), buffer, dtype)
 
+    @cache  # few: numbers of places, and of rows that a kind of tree keeps
     def step(sequences: int, rows: int) -> FeatureMessage:
         layout = feature_layout(model, draft, options, sequences=sequences, rows=rows, kept=rows)
         return feature_message(layout, buffer, dtype)

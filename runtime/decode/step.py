@@ -452,7 +452,7 @@ class Stepper:
         accept, kept = self._mode.accept, work.layout.kept
         chosen = choose_in_trees(forward, mask, self._samplings, work.places, kept)  # [S, N]
         if accept is None or not self._channel.drafted:
-            verdict = walk(tokens, parents, mask, chosen, kept)
+            verdict = walk(tokens, parents, chosen, kept)
         else:
             verdict = forced(tokens, chosen, kept, accept)
         rows = (verdict.path + self._first_node[: len(tokens)] * tokens.shape[1]).flatten()  # [S * A], among all nodes

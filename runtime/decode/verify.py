@@ -1,4 +1,4 @@
-"""Acceptance of draft trees: the base's choice after each node -> the accepted path. Pure; fixed shapes; no host read.
+"""Acceptance of draft trees: the base's choice after each node -> the accepted path. Pure.
 
 Greedy: the choice after a node is the argmax. Sampling: it is drawn from p, the processed distribution there. In both,
 walk from the root to the child that was chosen, as far as there is one; the choice at the tip is the bonus token.
@@ -34,12 +34,11 @@ class Verdict:
     """[B, A] int64: the token that follows each node of the path; behind the tip the bonus token, repeated."""
 
 
-def walk(tokens: Tensor, parents: Tensor, mask: Tensor, chosen: Tensor, kept: int) -> Verdict:
+def walk(tokens: Tensor, parents: Tensor, chosen: Tensor, kept: int) -> Verdict:
     """Walk from the root to the child equal to the base's choice, as far as it goes; the choice there is the bonus.
 
-    ``tokens``, ``parents`` [B, N] of the nodes, ``mask`` [B, N, N] their ancestors and themselves, ``chosen`` [B, N]
-    the base's choice after each node, ``kept`` = A the most nodes of a path. A node is accepted when it and all above
-    it are what the base chose; siblings differ, so the accepted nodes are one path, and the deepest is its tip.
+    ``tokens``, ``parents`` [B, N] of the nodes, ``chosen`` [B, N] the base's choice after each node, ``kept`` = A the
+    most nodes of a path. On a CPU the host walks: its lists take a fraction of the time of as many small operations.
     """
     if not ops.is_cpu(tokens):
         accepted, path, following = ops.on_gpu("trees").walk(tokens, parents, chosen, kept)
@@ -48,15 +47,22 @@ def walk(tokens: Tensor, parents: Tensor, mask: Tensor, chosen: Tensor, kept: in
     if nodes == 1:  # plain decoding: the root is the tip
         root = tokens.new_zeros(batch, kept)
         return Verdict(accepted=root[:, 0], path=root, tokens=chosen.expand(-1, kept))
-    wrong = tokens != chosen.gather(1, parents)
-    wrong[:, 0] = False
-    accepted = (mask & wrong.unsqueeze(1)).any(2).logical_not_()
-    length, tip = torch.where(accepted, mask.sum(2) - 1, -1).max(1, keepdim=True)
-    # the ancestors of the tip in ascending order are the path, since parents come first; all others sort behind them
-    on_path = mask.gather(1, tip.unsqueeze(2).expand(-1, -1, nodes)).squeeze(1)
-    path = torch.where(on_path, torch.arange(nodes, device=tokens.device), nodes).sort(1).values[:, :kept]
-    path = torch.where(path < nodes, path, tip)
-    return Verdict(accepted=length.squeeze(1), path=path, tokens=chosen.gather(1, path))
+    paths = [_path(*tree) for tree in zip(tokens.tolist(), parents.tolist(), chosen.tolist(), strict=True)]
+    nodes_of_paths = torch.tensor([path + path[-1:] * (kept - len(path)) for path in paths])
+    return Verdict(
+        accepted=torch.tensor([len(path) - 1 for path in paths]),
+        path=nodes_of_paths,
+        tokens=chosen.gather(1, nodes_of_paths),
+    )
+
+
+def _path(tokens: list[int], parents: list[int], chosen: list[int]) -> list[int]:
+    """Return the nodes of one tree from the root to the tip; a child comes behind its parent, and siblings differ."""
+    path = [0]
+    for node in range(1, len(tokens)):
+        if parents[node] == path[-1] and tokens[node] == chosen[path[-1]]:
+            path.append(node)
+    return path
 
 
 def forced(tokens: Tensor, chosen: Tensor, kept: int, accepted: int) -> Verdict:

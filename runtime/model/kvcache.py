@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from plans.kv import WINDOWS
+from runtime.model import ops
 
 GRANULE = 64
 """Multiple of which every length of a window is."""
@@ -120,6 +121,8 @@ class KvCache:
         ``path`` [b, A]: node numbers, root first. ``accepted`` [b, 1]: accepted nodes behind the root, -1 where nothing
         is kept, as in a sequence that has ended. The host notes it later (``know``).
         """
+        if ops.is_cpu(path):  # whose host may read: what no sequence keeps is not copied
+            path = path[:, : int(accepted.max()) + 1]
         source = (path + (self.tree_rows - nodes)).add_(self._first_row[own]).flatten()
         target = self.append(path.shape[1], accepted, own)
         for run in self._flat:

@@ -10,6 +10,7 @@ import ctypes
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ NORMED_ROWS = 8
 """Most rows whose norm every thread computes for itself, so that none waits for another."""
 _pack_layer, _forward_words = struct.Struct(f"{len(Layer._fields)}q").pack, struct.Struct(f"{len(Forward._fields)}q")
 _codes_words = struct.Struct(f"{len(Codes._fields)}q")
+_forward = partial(Forward.__new__, Forward)  # as in ``ops``
 
 
 Block = LayerBlock | Eagle3Layer
@@ -98,7 +100,11 @@ class WholeLayers:
         )
         self._coded = any(isinstance(weight, Coded) for block in layers for weight in _matrices(block).values())
         self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._scratch_of = (0, 0, 0)
+        """Rows, threads and columns that the scratch is for."""
         self._parts: dict[str, Tensor] = {}
+        self._at: dict[str, int] = {}
+        """Address of each part."""
         self._residuals: tuple[Tensor, Tensor] | None = None
         self._rows: Rows | None = None
         self._x: Tensor | None = None
@@ -127,40 +133,40 @@ class WholeLayers:
         assert n == written.stop - written.start if isinstance(written, slice) else written.shape[0] == width
         assert rows.oldest is None or rows.oldest.shape == (sequences,)
         widens, per_thread = ops.widens(self._dtype) or self._coded, width <= NORMED_ROWS
-        normed = width * (threads if per_thread else 1)
-        part = self._divided(
-            hidden=width * self._hidden * size,
-            between=width * self._hidden * size,
-            normed=normed * self._hidden * size,
-            inner=width * self._width * size,
-            widened=width * (self._inputs + ops.PADDING) * 4 if widens else 0,
-            values=threads * CODED_ROWS * (self._inputs + ops.PADDING) * 4 if self._coded else 0,
-            scores=threads * ITEMS * (2 * head_dim + columns) * 4,
-        )
-        at = {name: tensor.data_ptr() for name, tensor in part.items()}
-        shape = (width, self._hidden)
-        self._residuals = part["hidden"].view(self._dtype).view(shape), part["between"].view(self._dtype).view(shape)
-        forward = Forward(
-            rows=width, rows_per_sequence=n, hidden_size=self._hidden, hidden=at["hidden"], between=at["between"],
-            adds=self._group.leads, x=at["hidden"] if x is None else x.data_ptr(), normed=at["normed"],
-            normed_per_thread=per_thread, inner=at["inner"],
-            widened=at["widened"] if widens else 0, widened_stride=4 * (self._inputs + ops.PADDING),
-            values=at["values"] if self._coded else 0, values_stride=4 * (self._inputs + ops.PADDING),
-            coded=ops.coded_address(self._dtype) if self._coded else 0,
-            attend_int8=ops.attend_int8_address(self._dtype) if cache.dtype == torch.int8 else 0,
-            cosines=0, sines_offset=0,
-            first_sequence=first, first_seen=start,
-            written_index=0 if isinstance(written, slice) else written.data_ptr(),
-            first_written=written.start if isinstance(written, slice) else 0,
-            columns=columns, tree_columns=rows.tree, oldest=0 if rows.oldest is None else rows.oldest.data_ptr(),
-            bias=rows.bias.data_ptr(),
-            bias_sequence_stride=size * rows.bias.stride(0), bias_row_stride=size * rows.bias.stride(2),
-            scratch=at["scores"],
-        )  # fmt: skip
+        if self._scratch_of[:2] != (width, threads) or self._scratch_of[2] < columns:
+            normed = width * (threads if per_thread else 1)
+            self._divide(
+                hidden=width * self._hidden * size,
+                between=width * self._hidden * size,
+                normed=normed * self._hidden * size,
+                inner=width * self._width * size,
+                widened=width * (self._inputs + ops.PADDING) * 4 if widens else 0,
+                values=threads * CODED_ROWS * (self._inputs + ops.PADDING) * 4 if self._coded else 0,
+                scores=threads * ITEMS * (2 * head_dim + columns) * 4,
+            )
+            self._scratch_of = width, threads, columns
+        at = self._at
+        assert self._residuals is not None
         for number, words in self._words.items():
             table = rotary[number]
-            of_table = forward._replace(cosines=table.data_ptr(), sines_offset=size * table.stride(0))
-            _forward_words.pack_into(words, 0, *of_table)
+            forward = _forward(
+                rows=width, rows_per_sequence=n, hidden_size=self._hidden, hidden=at["hidden"], between=at["between"],
+                adds=self._group.leads, x=at["hidden"] if x is None else x.data_ptr(), normed=at["normed"],
+                normed_per_thread=per_thread, inner=at["inner"],
+                widened=at["widened"] if widens else 0, widened_stride=4 * (self._inputs + ops.PADDING),
+                values=at["values"] if self._coded else 0, values_stride=4 * (self._inputs + ops.PADDING),
+                coded=ops.coded_address(self._dtype) if self._coded else 0,
+                attend_int8=ops.attend_int8_address(self._dtype) if cache.dtype == torch.int8 else 0,
+                cosines=table.data_ptr(), sines_offset=size * table.stride(0),
+                first_sequence=first, first_seen=start,
+                written_index=0 if isinstance(written, slice) else written.data_ptr(),
+                first_written=written.start if isinstance(written, slice) else 0,
+                columns=columns, tree_columns=rows.tree, oldest=0 if rows.oldest is None else rows.oldest.data_ptr(),
+                bias=rows.bias.data_ptr(),
+                bias_sequence_stride=size * rows.bias.stride(0), bias_row_stride=size * rows.bias.stride(2),
+                scratch=at["scores"],
+            )  # fmt: skip
+            _forward_words.pack_into(words, 0, *forward)
         self._rows, self._x = rows, self._residuals[0] if x is None else x  # what the layers read
         return self._residuals[0].copy_(hidden)
 
@@ -192,8 +198,8 @@ class WholeLayers:
         }
         return named | indices | own | self._parts
 
-    def _divided(self, **sizes: int) -> dict[str, Tensor]:
-        """Return parts of the scratch of so many bytes each."""
+    def _divide(self, **sizes: int) -> None:
+        """Make a scratch with parts of so many bytes each."""
         starts, end = {}, 0
         for name, size in sizes.items():
             starts[name] = end
@@ -202,7 +208,9 @@ class WholeLayers:
         self._scratch = torch.empty(0, dtype=torch.uint8)  # the old one is freed before there is another
         self._scratch = torch.empty(end, dtype=torch.uint8)
         self._parts = {name: self._scratch[start : start + sizes[name]] for name, start in starts.items()}
-        return self._parts
+        self._at = {name: part.data_ptr() for name, part in self._parts.items()}
+        hidden, between = (self._parts[name].view(self._dtype).view(-1, self._hidden) for name in ("hidden", "between"))
+        self._residuals = hidden, between
 
 
 def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:

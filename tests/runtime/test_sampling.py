@@ -198,7 +198,7 @@ def plain(parameters: Parameters, seed: int, count: int) -> Tensor:
     return tokens[:, 1:]
 
 
-Rule = Callable[[Tensor, Tensor, Tensor, Tensor, int], Verdict]
+Rule = Callable[[Tensor, Tensor, Tensor, int], Verdict]
 
 
 def with_trees(parameters: Parameters, seed: int, sampled: Tensor, rule: Rule) -> tuple[Tensor, int]:
@@ -217,7 +217,7 @@ def with_trees(parameters: Parameters, seed: int, sampled: Tensor, rule: Rule) -
     while (lengths < 3).any():
         nodes = (tokens.gather(1, lengths - 1) + DRAFTED_OFFSETS) % VOCABULARY  # [count, N]
         chosen = drawn(parameters, seed, nodes, lengths + depths)
-        verdict = rule(nodes, parents, mask, chosen, levels)
+        verdict = rule(nodes, parents, chosen, levels)
         more, following = verdict.accepted.unsqueeze(1), verdict.tokens
         unfinished = lengths < 3
         accepted += int((more * unfinished).sum())
@@ -245,16 +245,16 @@ def distance(outcomes: Tensor, parameters: Parameters) -> tuple[float, int]:
     return chi_square([seen[o] for o in table], [p * total for p in table.values()]), len(table) - 1
 
 
-def first_child_for_all(tokens: Tensor, parents: Tensor, mask: Tensor, chosen: Tensor, kept: int) -> Verdict:
+def first_child_for_all(tokens: Tensor, parents: Tensor, chosen: Tensor, kept: int) -> Verdict:
     """Wrong rule: accept the root's first child if any of its children was drawn."""
     drawn = chosen[:, :1]
     first = torch.where((drawn == tokens[:, 1:3]).any(1, keepdim=True), tokens[:, 1:2], drawn)
-    return walk(tokens, parents, mask, torch.cat([first, chosen[:, 1:]], 1), kept)
+    return walk(tokens, parents, torch.cat([first, chosen[:, 1:]], 1), kept)
 
 
-def reused_draw(tokens: Tensor, parents: Tensor, mask: Tensor, chosen: Tensor, kept: int) -> Verdict:
+def reused_draw(tokens: Tensor, parents: Tensor, chosen: Tensor, kept: int) -> Verdict:
     """Wrong rule: reuse the draw of the root after its first child."""
-    return walk(tokens, parents, mask, torch.cat([chosen[:, :1], chosen[:, :1], chosen[:, 2:]], 1), kept)
+    return walk(tokens, parents, torch.cat([chosen[:, :1], chosen[:, :1], chosen[:, 2:]], 1), kept)
 
 
 @pytest.mark.parametrize("parameters", [(1.0, None, None), (0.8, 3, 0.9)])

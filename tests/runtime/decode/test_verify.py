@@ -4,7 +4,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.decode.tree import ancestors
 from runtime.decode.verify import forced
 from runtime.decode.verify import walk as walked
 
@@ -47,7 +46,7 @@ def test_it_walks_to_the_child_that_the_base_chose(drawn: list[tuple[list[int], 
         for tokens, parents, choices in drawn
     ]
     tokens, parents, choices = (torch.tensor(column) for column in zip(*padded, strict=True))
-    verdict = walked(tokens, parents, ancestors(parents, most), choices, most)
+    verdict = walked(tokens, parents, choices, most)
     for number, tree in enumerate(drawn):
         path = walk(*tree)
         assert verdict.accepted[number] == len(path) - 1

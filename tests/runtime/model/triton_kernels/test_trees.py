@@ -42,7 +42,7 @@ def test_ancestors_and_the_walk_along_accepted_nodes(tree: tuple[Tensor, Tensor,
     visible = ancestors(parents, levels)
     assert torch.equal(trees.ancestors(parents, levels), visible)
     kept = min(levels + 1, tokens.shape[1])
-    expected = walk(tokens, parents, visible, chosen, kept)
+    expected = walk(tokens, parents, chosen, kept)
     message = torch.cat([tokens, parents], 1)  # rows of a message lie apart
     accepted, path, following = trees.walk(*message.chunk(2, 1), chosen, kept)
     assert torch.equal(accepted, expected.accepted)
