@@ -16,7 +16,7 @@ from planner.errors import ArtifactError, InputError, NotProvenError
 from planner.families import BaseInput, DraftInput, load_base, load_planned_draft, within
 from planner.formulations import Formulations
 from planner.longest_context import longest_context
-from planner.plan_directory import ACCEPTANCE, BASE_CONFIG, draft_config
+from planner.plan_directory import BASE_CONFIG, draft_config
 from planner.problem.formulate import Formulation
 from planner.problem.previous_plan import Previous, listed_order
 from planner.request import Request, resolve_request
@@ -24,7 +24,7 @@ from planner.solver.minimise import Settings
 from planner.solver.solve import Keep, Solved, solve, solve_nearly
 from planner.speculation.compare import Question, chosen, recorded
 from planner.speculation.schedule import with_schedule
-from plans.acceptance import Profile, load_profile
+from plans.acceptance import ACCEPTANCE, Profile, load_profile
 from plans.check_inputs import MOST_STALL_S
 from plans.format import format_s
 from plans.schema import Inputs, Plan

@@ -15,7 +15,7 @@ from planner import durable
 from planner.errors import CheckpointError, OutputError
 from planner.families import BaseInput, DraftInput
 from plans import codec
-from plans.acceptance import Profile, dump_profile
+from plans.acceptance import ACCEPTANCE, Profile, dump_profile
 from plans.files import kind_of, read_inside, resolved_inside
 from plans.schema import Plan, PlanError
 from plans.strict_yaml import load_yaml
@@ -30,8 +30,6 @@ TOKENIZER_FILES = {
 }
 """Files that are copied from the directory of the base model, with the most bytes of each."""
 DRAFT_DIRECTORY = "draft"
-ACCEPTANCE = "acceptance.yaml"
-"""The acceptance profile by which the tree was chosen."""
 BASE_CONFIG, DRAFT_CONFIG = "config.json", f"{DRAFT_DIRECTORY}/config.json"
 """The configs that were planned, from which a plan can be solved again."""
 PLAN_FIELDS = {"schema", "inputs", "options", "inventory", "stages"}
@@ -41,7 +39,7 @@ PLAN_FIELDS = {"schema", "inputs", "options", "inventory", "stages"}
 def write(
     directory: Path, plan: Plan, base: BaseInput, draft: DraftInput | None, profile: Profile | None = None
 ) -> None:
-    """Write a plan's directory, with the ``profile`` by which its tree was chosen; unchanged files are left alone.
+    """Write a plan's directory, with the acceptance ``profile`` of its drafter; unchanged files are left alone.
 
     Raise OutputError, or CheckpointError.
     """

@@ -24,6 +24,8 @@ from plans.codec import decode, encode, read_document
 from plans.schema import PlanError
 from plans.strict_yaml import dump_yaml, load_yaml
 
+ACCEPTANCE = "acceptance.yaml"
+"""File of a profile: beside a plan, and beside the config of an EAGLE head that has one of its own."""
 PROFILE_MAJOR, PROFILE_MINOR = 1, 0
 PPM = 1_000_000
 

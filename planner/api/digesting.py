@@ -9,6 +9,7 @@ from pathlib import Path
 from planner.checkpoints.checkpoint import INDEX, located
 from planner.checkpoints.header import stamp
 from planner.plan_directory import BASE_CONFIG, TOKENIZER_FILES
+from plans.acceptance import ACCEPTANCE
 from plans.artifact import LAYOUT_VERSION
 from plans.codec import encode
 from plans.files import read_regular
@@ -43,7 +44,7 @@ def _states(path: Path) -> Iterator[list[object]]:
 
 
 def _files(directory: Path) -> Iterator[Path]:
-    yield from (directory / name for name in (BASE_CONFIG, INDEX, *TOKENIZER_FILES))
+    yield from (directory / name for name in (BASE_CONFIG, INDEX, ACCEPTANCE, *TOKENIZER_FILES))
     for pattern in PATTERNS:
         yield from directory.glob(pattern)
 

@@ -17,7 +17,7 @@ from planner.remedies.explain import explain
 from planner.request import MOST_POSITIONS, Objective, Request, Schedule, Wanted
 from planner.solver.minimise import Settings
 from planner.solver.solve import Solved
-from planner.speculation.profiles import profile_of
+from planner.speculation.profiles import profile_beside, profile_of
 from plans.acceptance import PPM, Profile
 from plans.check import load
 from plans.check_inputs import MOST_BATCH, MOST_DEVICES, MOST_STALL_S
@@ -40,7 +40,7 @@ class PlanResult:
     draft: DraftInput | None
     """None: plain decoding, also where it is expected to be faster than any draft."""
     profile: Profile | None = None
-    """Acceptance profile by which the tree was chosen."""
+    """Acceptance profile: that by which the tree was chosen, or of the drafter where it is not the shipped one."""
 
     @property
     def configs_without_tensors(self) -> tuple[Path, ...]:
@@ -93,7 +93,8 @@ def plan(
     step that is longer than the shortest by this fraction, 0.02 by default. ``simplify``: accept one that is longer by
     this fraction for fewer devices in use, then fewer different runs of layers. ``max_devices``: most devices in use.
     ``objective``: ``tokens`` chooses the draft tree, or none, by expected tokens per second (the default with a draft,
-    unless ``tree`` or a strategy is given); ``step`` minimises the step of ``tree``. ``profile``: acceptance profile.
+    unless ``tree`` or a strategy is given); ``step`` minimises the step of ``tree``. ``profile``: acceptance profile,
+    by default that beside the config of ``draft``, or the published means of its kind.
     ``schedule``: with ``tokens`` and a batch, trees by number of running sequences: ``on``, ``off``, or ``keep``, with
     the draft although plain decoding is faster with all sequences.
 
@@ -235,8 +236,14 @@ def request_of(
     wanted = replace(wanted, custom=pins, within_ppm=within_ppm)
     if drafter is None and profile is not None:
         raise InputError("--profile: there is no draft whose acceptance it could be: give --draft")
-    acceptance = profile_of(Path(profile) if profile else None, drafter.draft) if drafter else None
+    acceptance = None if drafter is None else _acceptance(profile, drafter)
     return Request(base=base, draft=drafter, inventory=devices, wanted=wanted, profile=acceptance, previous=earlier)
+
+
+def _acceptance(file: str | Path | None, drafter: DraftInput) -> Profile:
+    """Return the acceptance profile in a file, else that beside the drafter's config, else the shipped one."""
+    own = profile_beside(drafter.checkpoint.config_file.parent)
+    return profile_of(own if file is None else Path(file), drafter.draft)
 
 
 def objective_of(asked: Objective | None, draft: str | Path | None, tree: Tree | None, strategy: Strategy) -> Objective:
@@ -250,7 +257,8 @@ def solved(request: Request, settings: Settings) -> PlanResult:
     """Solve a request; raise InputError, InfeasibleError without changes, or NotProvenError."""
     built = build(request, settings)
     draft = request.draft if built.plan.draft is not None else None
-    profile = request.profile if built.plan.speculation is not None else None
+    shipped = draft is not None and request.profile == profile_of(None, draft.draft)
+    profile = request.profile if built.plan.speculation is not None or (draft and not shipped) else None
     return PlanResult(plan=built.plan, solved=built.solved, base=request.base, draft=draft, profile=profile)
 
 

@@ -204,7 +204,7 @@ BUILD = Command(
             type=PATH,
             metavar="FILE",
             help="Acceptance profile of the EAGLE head, as `runtime bench --profile-out` counts it.  [default: "
-            "published means of its kind]",
+            "acceptance.yaml beside its config, or published means of its kind]",
         ),
         click.Option(
             ["--schedule"],

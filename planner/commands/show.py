@@ -16,7 +16,7 @@ from planner.problem.device_map import write as write_device_map
 from planner.report import render
 from planner.report.details import device_details, inventory_lines
 from planner.speculation.placed import on_same_placement
-from planner.speculation.profiles import profile_of
+from planner.speculation.profiles import profile_beside, profile_of
 from plans import codec
 from plans.artifact import IMAGES_FILE, load_images
 from plans.check import load
@@ -89,13 +89,13 @@ def show_device_map(directory: Path, plan: Plan, as_json: bool) -> None:
 def show_plan(plan: Path, frozen: Plan, *, as_json: bool, markdown: bool, html_file: Path | None) -> None:
     """Write a plan as JSON, Markdown, HTML or tables."""
     if as_json:
-        put({"plan": str(plan), **render.summary(frozen, known(frozen)), "content": codec.encode(frozen)})
+        put({"plan": str(plan), **render.summary(frozen, known(plan, frozen)), "content": codec.encode(frozen)})
     elif markdown:
-        out(render.markdown(frozen, known(frozen)), end="")
+        out(render.markdown(frozen, known(plan, frozen)), end="")
     elif html_file is not None:
-        write_html(frozen, html_file)
+        write_html(plan, frozen, html_file)
     else:
-        out(tables(frozen, sys.stdout, known(frozen)), styled=True)
+        out(tables(frozen, sys.stdout, known(plan, frozen)), styled=True)
         config = plan / BASE_CONFIG
         for note in load_base(config, frozen.options.weights).notes if config.is_file() else ():
             say(f"{plan}: {note}")
@@ -103,17 +103,17 @@ def show_plan(plan: Path, frozen: Plan, *, as_json: bool, markdown: bool, html_f
             say(f"{plan}: no images are compiled, so no weights of this plan were seen here")
 
 
-def known(plan: Plan) -> Speculation | None:
+def known(directory: Path, plan: Plan) -> Speculation | None:
     """Return what drafting is expected to gain: as recorded, else beside plain decoding on the same placement."""
     if plan.speculation is not None or plan.draft is None:
         return plan.speculation
-    return on_same_placement(plan, profile_of(None, plan.draft))
+    return on_same_placement(plan, profile_of(profile_beside(directory), plan.draft))
 
 
-def write_html(plan: Plan, file: Path) -> None:
+def write_html(directory: Path, plan: Plan, file: Path) -> None:
     """Write a plan as one HTML page; raise InputError where the file cannot be written."""
     try:
-        file.write_text(render.html(plan, known(plan)))
+        file.write_text(render.html(plan, known(directory, plan)))
     except OSError as error:
         raise InputError(f"--html {file}: cannot write: {error}") from error
     say(f"{file}: written")

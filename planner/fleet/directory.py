@@ -13,8 +13,8 @@ from planner.build import recorded_profile
 from planner.errors import OutputError
 from planner.families import load_base, load_planned_draft
 from planner.fleet.build import BuiltFleet, FleetInput
-from planner.plan_directory import ACCEPTANCE, BASE_CONFIG, DRAFT_CONFIG, DRAFT_DIRECTORY, draft_config
-from plans.acceptance import dump_profile
+from planner.plan_directory import BASE_CONFIG, DRAFT_CONFIG, DRAFT_DIRECTORY, draft_config
+from plans.acceptance import ACCEPTANCE, dump_profile
 from plans.codec import FLEET_FILE
 from plans.fleet import Fleet, dump_fleet, is_fleet
 

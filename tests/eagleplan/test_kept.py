@@ -15,6 +15,7 @@ import eagleplan
 import planner
 from eagleplan import kept
 from planner.errors import CheckpointError, InfeasibleError, InputError, OutputError
+from planner.speculation.profiles import SHIPPED
 from plans.artifact import Image, load_images
 from runtime.errors import ImageError, RequestError
 from tests.plan_factory import write_base, write_draft
@@ -112,6 +113,8 @@ def changes(inputs: Inputs) -> Iterator[str]:
     shutil.copy2(file, inputs.directory / "copy")
     (inputs.directory / "copy").replace(file)
     yield "a head that was replaced by one of the same bytes"
+    shutil.copy(SHIPPED / "eagle3.yaml", inputs.head / "acceptance.yaml")
+    yield "an acceptance profile of the head"
     (inputs.base / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
     yield "a file that was not there before"
     config = inputs.base / "config.json"

@@ -750,13 +750,37 @@ def test_the_tree_is_chosen_and_checked_again(tmp_path: Path) -> None:
     assert "expected acceptance: `published means" in planner("show", out, "--markdown").stdout
 
 
+RIGHT_IN_TEN = (
+    "profile: '1.0'\ndrafter: {drafter}\norigin: published\nsource: {count} of ten\n"
+    "contexts:\n- {{steps: 0, tokens: 1, levels: [{{nodes: 10, chosen: [{count}]}}]}}\n"
+)
+
+
+def test_a_head_may_have_a_profile_of_its_own(models: Path, tmp_path: Path) -> None:
+    """It is taken unless another is given, and the plan keeps it, also where the tree is not chosen by it."""
+    head, out, other = tmp_path / "head", tmp_path / "p", tmp_path / "other.yaml"
+    shutil.copytree(models / "head", head)
+    (head / "acceptance.yaml").write_text(RIGHT_IN_TEN.format(drafter="eagle3", count=5))
+    other.write_text(RIGHT_IN_TEN.format(drafter="eagle3", count=2))
+    for more, acceptance in (((), 1.5), (("--profile", other), 1.2)):
+        built = build(models, out, "--plan-only", "--json", "--draft", head, *more)
+        assert json.loads(built.stdout)["expected_acceptance"] == acceptance
+        assert json.loads(planner("show", out, "--json").stdout)["expected_acceptance"] == acceptance
+        assert planner("check", out).exit_code == 0
+    assert "2 of ten" in (out / "acceptance.yaml").read_text()
+    shipped = json.loads(build(models, out, "--plan-only", "--json").stdout)
+    assert json.loads(planner("show", out, "--json").stdout)["expected_acceptance"] == shipped["expected_acceptance"]
+    assert not (out / "acceptance.yaml").exists(), "a shipped profile is not copied"
+    (head / "acceptance.yaml").write_text(RIGHT_IN_TEN.format(drafter="eagle", count=5))
+    refused = build(models, out, "--plan-only", "--draft", head)
+    message = f"{head}/acceptance.yaml: found a profile of eagle, the drafter is eagle3"
+    assert (refused.exit_code, message in refused.stderr) == (2, True)
+
+
 def test_no_draft_is_said_plainly(tmp_path: Path) -> None:
     """A drafter that is never right: plain decoding, with the option that keeps the draft."""
     profile = tmp_path / "never.yaml"
-    profile.write_text(
-        "profile: '1.0'\ndrafter: eagle3\norigin: published\nsource: never right\n"
-        "contexts:\n- {steps: 0, tokens: 1, levels: [{nodes: 10, chosen: [0]}]}\n"
-    )
+    profile.write_text(RIGHT_IN_TEN.format(drafter="eagle3", count=0))
     out = tmp_path / "plain"
     asked = ("build", "--gpus", ROOT / "inventory.yaml", "--plan-only", "--profile", profile, "--json", "--out")
     done = planner(*asked, out)
