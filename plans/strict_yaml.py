@@ -12,6 +12,7 @@ alone: an editor that follows YAML 1.2 shows as a comment what PyYAML reads as f
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import yaml
@@ -27,6 +28,8 @@ MAX_VALUES = 200_000
 """Most scalars and collections of a document; a plan of 1000 devices has about 45 000."""
 MAX_NUMBER = 64
 """Most characters of a number."""
+MOST_LIKE = 100
+"""Most characters of a string of which both emitters certainly write the same; keys are other ones from 123 on."""
 
 # The same grammar either way; libyaml is twenty times faster, and the wheels have it.
 _Parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -47,8 +50,19 @@ _MEANINGS = {"int": _NUMBER, "float": _NUMBER, "bool": ("truth value", "write tr
 """Meaning of a type of YAML in words, and what to write instead."""
 
 
+class _OtherText(Exception):
+    """A string for which libyaml's emitter may write another text than PyYAML's."""
+
+
 class _Dumper(yaml.SafeDumper):
     """Block style, except that a sequence of scalars stays on one line; never an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+class _FastDumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """The same with libyaml's emitter, which takes a quarter of the time."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -66,14 +80,30 @@ def _represent_str(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 
+def _represent_plain_str(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
+    # The emitters differ in keys that are empty, long or of several lines, and in what they escape beyond ASCII.
+    if not (data.isascii() and data.isprintable() and 0 < len(data) <= MOST_LIKE):
+        raise _OtherText
+    return _represent_str(dumper, data)
+
+
 _Dumper.add_representer(list, _represent_list)
 _Dumper.add_representer(str, _represent_str)
+_FastDumper.add_representer(list, _represent_list)
+_FastDumper.add_representer(str, _represent_plain_str)
 
 
-def dump_yaml(data: Any) -> str:
+def dump_yaml(data: dict[str, Any] | list[Any]) -> str:
     """Return canonical YAML of plain data: block style, sequences of scalars on a line, keys in the order given."""
-    # An infinite width is the only one that never folds, whatever the length of a sequence or a string.
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=math.inf, allow_unicode=True)
+    if yaml.__with_libyaml__:
+        with suppress(_OtherText):
+            return _dumped(data, _FastDumper, -1)
+    return _dumped(data, _Dumper, math.inf)
+
+
+def _dumped(data: dict[str, Any] | list[Any], dumper: Any, width: float) -> str:
+    """Return the text of a dumper; ``width``: its only one that never folds a sequence or a string, however long."""
+    return yaml.dump(data, Dumper=dumper, sort_keys=False, width=width, allow_unicode=True)
 
 
 def load_yaml(text: str | bytes, where: str) -> Any:

@@ -1,6 +1,7 @@
 """Strict YAML: plain data reads back equal, a scalar has one meaning, and no document costs much."""
 
 import contextlib
+from unittest import mock
 
 import pytest
 import yaml
@@ -24,6 +25,20 @@ DATA = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.
 @given(DATA)
 def test_round_trip_of_plain_data(data: object) -> None:
     assert load_yaml(dump_yaml(data), "x.yaml") == data
+
+
+ASCII = st.text(st.characters(codec="ascii"), max_size=12) | st.builds(
+    str.__mul__, st.text("a'#\n", max_size=2), st.integers(0, 130)
+)
+NAMED = st.recursive(SCALARS | ASCII, lambda inner: st.lists(inner) | st.dictionaries(ASCII, inner), max_leaves=8)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(NAMED, max_size=4) | st.dictionaries(ASCII, NAMED, max_size=4))
+def test_the_text_is_the_same_without_libyaml(data: dict[str, object] | list[object]) -> None:
+    fast = dump_yaml(data)
+    with mock.patch.object(yaml, "__with_libyaml__", False):
+        assert dump_yaml(data) == fast
 
 
 @settings(max_examples=200, deadline=None)
