@@ -1,5 +1,6 @@
 """Options of the test run, and fixtures that several test modules share."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -17,8 +18,12 @@ if "--cuda" not in sys.argv:
 # Tests start hundreds of processes: bytecode is compiled by the first of them, whatever the environment says, and the
 # kernels (a minute for all dtypes) once for all checkouts of the same sources, by whose checksum their files are named.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 if os.access(Path.home(), os.W_OK):
     os.environ.setdefault("NUMBA_CACHE_DIR", str(Path.home() / ".cache" / "eagleplan" / "kernels"))
+
+# A fifth of the time of importing and collecting all modules would go into looking for garbage, of which there is none.
+gc.disable()
 
 settings.register_profile("unhurried", deadline=None)  # a slow machine is no failure
 settings.load_profile("unhurried")
@@ -37,15 +42,28 @@ def pytest_configure(config: pytest.Config) -> None:
         plan_factory.KIND = "cuda"
 
 
+def pytest_collection_finish() -> None:
+    """Collect garbage from now on, but not among what all tests share."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the workers of ``-n auto``: one more for every two cores, as tests of processes wait for them."""
+    cores = len(os.sched_getaffinity(0))
+    return cores + cores // 2
+
+
 @pytest.fixture(scope="module")
 def one_core() -> Iterator[None]:
     """Run on one thread and core: with small models, two threads on busy cores mostly wait for each other.
 
-    Each worker of pytest-xdist has a core of its own, as far as there are enough.
+    Each worker of pytest-xdist has a core of its own, as far as there are enough; the others take what is left.
     """
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    os.sched_setaffinity(0, {sorted(cores)[worker % len(cores)]})
+    if worker < len(cores):
+        os.sched_setaffinity(0, {sorted(cores)[worker]})
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
