@@ -30,7 +30,7 @@ from typing import Literal, get_args
 from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES, KV_DTYPE_BYTES, KV_SCALE_BYTES, cached_width
 from plans.graphs import POOL, divides_heads
 from plans.kv import KvShare, kv_share, query_heads
-from plans.quantized import coded_columns, draft_embed_format, draft_head_format
+from plans.quantized import coded_columns, draft_embed_format, draft_head_format, held_columns
 from plans.rotary import tables
 from plans.schema import Attention, Draft, Mlp, Model, Options, Plan, Stage, WeightFormat
 from plans.shared_memory import outbox_bytes, sharing
@@ -488,7 +488,9 @@ def _codes(model: Model, options: Options, share: KvShare, mlp_units: int) -> tu
         if attention.qkv_format is not None or mlp.gate_up_format is not None:
             read.append(model.hidden_size)
         if attention.o_format is not None:
-            read.append(query_heads(attention, share) * attention.head_dim)
+            whole = attention.num_heads * attention.head_dim
+            own = query_heads(attention, share) * attention.head_dim
+            read.append(held_columns(attention.o_format, own, whole))
         if mlp.down_format is not None:
             units = min(mlp_units, mlp.units)
             read += [units * mlp.unit, units * mlp.shared_unit]

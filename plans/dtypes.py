@@ -25,7 +25,7 @@ HEADER_BYTES: Mapping[str, int] = {
 }
 """Bytes of a value, by the name of its dtype in a safetensors header."""
 
-IMAGE_DTYPES = (*HEADER_NAMES.values(), "I64", "U8")
+IMAGE_DTYPES = (*HEADER_NAMES.values(), "I32", "I64", "U8")
 """Dtypes that an image may have, by their names in the header."""
 
 

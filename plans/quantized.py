@@ -5,6 +5,7 @@ A matrix [out, in] of a format is up to three slots of the image:
     codes   uint8 [out, in] of 8 bits, [out, in / 2] of 4
     scales  [out, groups]: groups = ceil(in / group), or 1 where all of a row share a scale
     zeros   uint8 [out, groups], of int4 and int8 with zero points
+    order   int32 [in], of a format that is ``ordered``: the input's column that each is multiplied with
 
     int4, int8      value = (code - zero) * scale, codes without a sign; without zero points zero is half of their range
     float8_e4m3fn   value = code * scale
@@ -14,8 +15,12 @@ Values are those products in float32. Each row has scales of its own, also where
 rows or for a matrix, so that rows can be cut and stacked anywhere. Of 4 bits, BLOCK columns are BLOCK / 2 bytes: byte j
 has the code of column j in its lower half and that of column j + BLOCK / 2 in its upper half, so that a vector of bytes
 becomes two vectors of neighbouring columns by a mask and a shift.
+
+Columns that are ordered are sorted by their groups. A device that has some of them has a part of each group, which is
+filled up to whole blocks by columns whose ``order`` is -1, where the input counts as 0; a group is then one block.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 from plans.schema import Attention, Draft, KvAxis, Model, RoundedWeights, WeightFormat
@@ -25,6 +30,9 @@ SCALE_NAMES: Mapping[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32
 
 BLOCK = 32
 """Columns that are packed together in formats of 4 bits, whose ``in`` is a multiple of it, as every group is."""
+
+ORDER_BYTES = 4
+"""Bytes of the order of a column, an int32."""
 
 ROUNDED: Mapping[RoundedWeights, WeightFormat] = {
     "int8": WeightFormat(code="int8", group=None, zeros=False, scale="bfloat16"),
@@ -80,6 +88,22 @@ def groups(form: WeightFormat, columns: int) -> int:
     return 1 if form.group is None else -(-columns // form.group)
 
 
+def held_columns(form: WeightFormat | None, columns: int, whole: int) -> int:
+    """Return the columns that an image has of ``columns`` of a matrix with ``whole``, with those that fill up groups.
+
+    Which columns a group has is known when images are compiled: it is the most that any groups take.
+    """
+    if form is None or not form.ordered or columns == whole:
+        return columns
+    filled = columns + (BLOCK - 1) * groups(form, whole)
+    return min(whole, filled // BLOCK * BLOCK)
+
+
+def share_format(form: WeightFormat, columns: int, whole: int) -> WeightFormat:
+    """Return the format in the image of a device that has ``columns`` of a matrix with ``whole``."""
+    return dataclasses.replace(form, group=BLOCK) if form.ordered and columns != whole else form
+
+
 def coded_columns(columns: int) -> int:
     """Return the float32 that a CPU kernel has of a row of x, or of a weight: of whole blocks, and one for each.
 
@@ -96,7 +120,9 @@ def column_unit(form: WeightFormat) -> int:
 
 def divides(attention: Attention, axis: KvAxis, parts: int) -> bool:
     """Return True where a subgroup of so many devices cuts the columns of o on multiples that its format allows."""
-    if attention.o_format is None or (attention.o_format.group is None and not is_half(attention.o_format)):
+    if attention.o_format is None or attention.o_format.ordered:
+        return True
+    if attention.o_format.group is None and not is_half(attention.o_format):
         return True
     unit, of_head = column_unit(attention.o_format), attention.head_dim
     of_group = attention.num_heads // max(1, attention.num_kv_heads) * of_head

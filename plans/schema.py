@@ -279,6 +279,8 @@ class WeightFormat:
     zeros: bool
     """Codes have zero points, as many as there are scales."""
     scale: Literal["bfloat16", "float16", "float32", "float8_e8m0"]
+    ordered: bool | None = None
+    """True: columns are sorted by groups that were not neighbours, and a slot has the input's column of each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

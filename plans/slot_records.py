@@ -24,7 +24,7 @@ class Piece:
     rows: Ranges
     """In the order of ``order``, where there is one."""
     cols: Ranges | None
-    """None: whole rows, or a vector."""
+    """None: whole rows, or a vector. Where codes are ordered, columns of the input, whose codes are sorted."""
     order: Order | None = None
     """Order of the rows of each head: row r is row ``order[r % D]`` of its head in the tensor. None: the tensor's."""
 
@@ -39,7 +39,7 @@ class SlotSpec:
 
     name: str
     dtype: str
-    """Name in a safetensors header: BF16, F16, F32, I64."""
+    """Name in a safetensors header: BF16, F16, F32, I32, I64, U8."""
     shape: tuple[int, ...]
     source: Literal["base", "draft"]
     """The checkpoint whose tensors the pieces are."""
@@ -62,15 +62,19 @@ class MatrixSlots:
     """Values; or codes, in ``form`` (``plans.quantized``)."""
     columns: int
     """in"""
+    inputs: int
+    """Columns of the input: fewer than ``in`` where codes are ordered and fill up groups (``plans.quantized``)."""
     form: WeightFormat | None = None
     """None: values."""
     scales: SlotSpec | None = None
     zeros: SlotSpec | None = None
+    order: SlotSpec | None = None
+    """[in], of experts [E, in]: columns of the input; None: their own order."""
 
     @property
     def listed(self) -> tuple[SlotSpec, ...]:
         """Slots in the order of the file."""
-        return _listed(self.weight, self.scales, self.zeros)
+        return _listed(self.weight, self.scales, self.zeros, self.order)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

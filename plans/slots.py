@@ -18,7 +18,15 @@ from typing import Literal
 from plans.artifact import align
 from plans.dtypes import HEADER_NAMES
 from plans.kv import KvShare, first_head, kv_share
-from plans.quantized import SCALE_NAMES, code_bytes, draft_embed_format, draft_head_format, groups
+from plans.quantized import (
+    SCALE_NAMES,
+    code_bytes,
+    draft_embed_format,
+    draft_head_format,
+    groups,
+    held_columns,
+    share_format,
+)
 from plans.ranges import Range, Ranges, attention_ranges, length, scaled, share_range
 from plans.rotary import Order, head_order, table_of, tables
 from plans.schema import (
@@ -50,6 +58,8 @@ from plans.slot_records import (
 )
 from plans.step import layer_class
 
+ORDER_DTYPE = "I32"
+"""Slots of the order of columns, and no others, have this dtype."""
 ROPE_DTYPE = "F32"
 """Rotary frequencies are in float32, whatever the plan's dtype."""
 
@@ -136,11 +146,16 @@ def _draft(dtype: DType, prefix: str = DRAFT_PREFIX) -> _Maker:
     return _Maker(prefix=prefix, source="draft", dtype=HEADER_NAMES[dtype])
 
 
-def matrix(values: SlotSpec, form: WeightFormat | None) -> MatrixSlots:
-    """Return the slots of a matrix, or of one of each expert, from the slot that its values would have."""
+def matrix(values: SlotSpec, form: WeightFormat | None, whole: int | None = None) -> MatrixSlots:
+    """Return the slots of a matrix, or of one of each expert, from the slot that its values would have.
+
+    ``whole``: columns of all devices; None: as many as here.
+    """
     *rows, columns = values.shape
     if form is None:
-        return MatrixSlots(weight=values, columns=columns)
+        return MatrixSlots(weight=values, columns=columns, inputs=columns)
+    whole = whole or columns
+    own, held = share_format(form, columns, whole), held_columns(form, columns, whole)
 
     def part(kind: str, dtype: str, width: Callable[[int], int]) -> SlotSpec:
         pieces = tuple(
@@ -149,21 +164,33 @@ def matrix(values: SlotSpec, form: WeightFormat | None) -> MatrixSlots:
                 role=piece.role.removesuffix("weight") + kind,
                 cols=None
                 if piece.cols is None or (kind != "weight" and form.group is None)
+                else piece.cols
+                if form.ordered
                 else tuple((width(start), width(stop)) for start, stop in piece.cols),
             )
             for piece in values.pieces
         )
-        name, shape = values.name.removesuffix("weight") + kind, (*rows, width(columns))
+        name, shape = values.name.removesuffix("weight") + kind, (*rows, width(held))
         return dataclasses.replace(values, name=name, dtype=dtype, shape=shape, pieces=pieces)
 
-    of_groups = partial(groups, form)
+    of_groups = partial(groups, own)
     return MatrixSlots(
-        weight=part("weight", "U8", partial(code_bytes, form)),
-        columns=columns,
-        form=form,
+        weight=part("weight", "U8", partial(code_bytes, own)),
+        columns=held,
+        inputs=columns,
+        form=own,
         scales=part("scales", SCALE_NAMES[form.scale], of_groups),
         zeros=part("zeros", "U8", of_groups) if form.zeros else None,
+        order=_order(values, held) if form.ordered else None,
     )
+
+
+def _order(values: SlotSpec, columns: int) -> SlotSpec:
+    """Return the slot of the order of columns, which all rows of a matrix have alike."""
+    first = values.pieces[0]
+    piece = dataclasses.replace(first, role=first.role.removesuffix("weight") + "order", rows=((0, columns),))
+    name, shape = values.name.removesuffix("weight") + "order", (*values.shape[:-2], columns)
+    return dataclasses.replace(values, name=name, dtype=ORDER_DTYPE, shape=shape, pieces=(piece,))
 
 
 def _attention(
@@ -193,7 +220,9 @@ def _attention(
         k_norm=_head_norm(make, attention, "k_norm.weight", ranges.k, order) if normed else None,
         sinks=make.stacked("sinks", [("sinks", ranges.heads)], None) if attention.sinks else None,
         o=matrix(
-            make.stacked("o.weight", [("o.weight", ((0, hidden),))], length(ranges.o), ranges.o), attention.o_format
+            make.stacked("o.weight", [("o.weight", ((0, hidden),))], length(ranges.o), ranges.o),
+            attention.o_format,
+            attention.num_heads * attention.head_dim,
         ),
         o_bias=make.vector("o.bias", hidden) if attention.o_bias and leader else None,
     )

@@ -112,7 +112,7 @@ def mask(rows: int, *, tree: int, window: int | None = None, sequences: int = 1,
     )  # fmt: skip
 
 
-def weight(code: str, scale: str, group: int | None, *, zeros: bool, experts: int = 0) -> Coded:
+def weight(code: str, scale: str, group: int | None, *, zeros: bool, experts: int = 0, ordered: bool = False) -> Coded:
     form = WeightFormat(code=code, scale=scale, group=group, zeros=zeros)  # type: ignore[arg-type]
     lead, groups = ((experts,) if experts else ()), 1 if group is None else 4096 // group
     width = 4096 // (2 if code in ("int4", "float4_e2m1") else 1)
@@ -121,11 +121,13 @@ def weight(code: str, scale: str, group: int | None, *, zeros: bool, experts: in
         codes=empty(*lead, 4096, width, dtype=torch.uint8),
         scales=empty(*lead, 4096, groups, dtype=kinds.get(scale) or getattr(torch, scale)),
         zeros=empty(*lead, 4096, groups, dtype=torch.uint8) if zeros else None, form=form, inputs=4096,
+        order=empty(*lead, 4096, dtype=torch.int32) if ordered else None,
     )  # fmt: skip
 
 
 FORMS = {
     "int4-g128": weight("int4", "bfloat16", 128, zeros=True),
+    "int4-g128-ordered": weight("int4", "float16", 128, zeros=True, ordered=True),
     "int4-g32": weight("int4", "float16", 32, zeros=False),
     "int8": weight("int8", "float32", None, zeros=False),
     "fp8": weight("float8_e4m3fn", "float32", 128, zeros=False),

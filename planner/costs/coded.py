@@ -3,7 +3,7 @@
 from math import ceil
 
 from plans.dtypes import HEADER_BYTES
-from plans.quantized import SCALE_NAMES, code_bytes, groups, is_half
+from plans.quantized import ORDER_BYTES, SCALE_NAMES, code_bytes, groups, is_half
 from plans.schema import WeightFormat
 
 PLAIN_PERCENT, HALF_PERCENT = 69, 62
@@ -17,6 +17,11 @@ def stored_bytes(form: WeightFormat | None, rows: int, columns: int, width: int)
         return rows * columns * width
     of_group = HEADER_BYTES[SCALE_NAMES[form.scale]] + form.zeros
     return rows * (code_bytes(form, columns) + groups(form, columns) * of_group)
+
+
+def order_bytes(form: WeightFormat | None, columns: int) -> int:
+    """Return the bytes of the order of the columns of a matrix, which it has once for all rows."""
+    return ORDER_BYTES * columns if form is not None and form.ordered else 0
 
 
 def read_bytes(form: WeightFormat | None, rows: int, columns: int, width: int) -> int:

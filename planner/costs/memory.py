@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from planner.costs.coded import stored_bytes
+from planner.costs.coded import order_bytes, stored_bytes
 from planner.integers import ceil_div
 from plans import slots
 from plans.artifact import ALIGNMENT_BYTES
@@ -60,7 +60,9 @@ def layer_mlp(model: Model, dtype: DType, layer_class: LayerClass, leader: bool)
     mlp = layer_class.mlp
     slope = _unit_bytes(mlp, model.hidden_size, dtype)
     sliced = (5 if mlp.shared_size else 3) + 4 * (2 if mlp.shared_size else 1) * (mlp.down_format is not None)
-    once = (mlp.num_experts + bool(mlp.shared_size)) * _whole_bytes(mlp, model.hidden_size)
+    ordered = order_bytes(mlp.gate_up_format, model.hidden_size)
+    sliced += (2 if mlp.shared_size else 1) * (ordered > 0)
+    once = (mlp.num_experts + bool(mlp.shared_size)) * (_whole_bytes(mlp, model.hidden_size) + ordered)
     return affine(lambda n: slots.mlp_bytes(model, dtype, layer_class, n, leader), mlp.units, slope, sliced, once)
 
 
@@ -73,8 +75,9 @@ def draft_mlp(draft: Draft, dtype: DType, leader: bool) -> Affine:
 
 def table(exact: Callable[[int], int], rows: int, width: int, dtype: DType, form: WeightFormat | None) -> Affine:
     """Bound the slots of a vocabulary table of rows of ``width`` values, in rows."""
-    slots = 1 if form is None else 2 + form.zeros
-    return affine(exact, rows, stored_bytes(form, 1, width, DTYPE_BYTES[dtype]), slots)
+    slots = 1 if form is None else 2 + form.zeros + bool(form.ordered)
+    slope, once = stored_bytes(form, 1, width, DTYPE_BYTES[dtype]), order_bytes(form, width)
+    return affine(exact, rows, slope, slots, once)
 
 
 def total(buffers: Iterable[Buffer]) -> int:

@@ -13,7 +13,7 @@ from itertools import groupby
 from math import prod
 
 from planner.costs import memory
-from planner.costs.coded import read_bytes
+from planner.costs.coded import order_bytes, read_bytes
 from planner.costs.fixed_work import CAPTURED, Kernels
 from planner.costs.roofline import Tier, all_gather_ns, all_reduce_ns, share_ps, touched_bytes
 from planner.integers import PS_PER_NS, ceil_div
@@ -30,7 +30,7 @@ from plans.buffers import (
 )
 from plans.dtypes import DTYPE_BYTES
 from plans.kv import KvShare, part_range, query_heads
-from plans.quantized import draft_embed_format, draft_head_format
+from plans.quantized import draft_embed_format, draft_head_format, held_columns, share_format
 from plans.schema import Attention, Device, Draft, LayerClass, Mlp, Model, Options, WeightFormat
 from plans.step import (
     accept_rows,
@@ -120,9 +120,12 @@ def attention_work(attention: Attention, sizes: Pass, share: KvShare, cache_byte
         out = wide
     else:
         out = wide
+    whole, of_o = attention.num_heads * attention.head_dim, attention.o_format
+    form, out = of_o and share_format(of_o, out, whole), held_columns(of_o, out, whole)
     parameters = qkv + out * sizes.hidden
     weights = read_bytes(attention.qkv_format, qkv // sizes.inputs, sizes.inputs, sizes.width)
-    weights += read_bytes(attention.o_format, sizes.hidden, out, sizes.width)
+    weights += read_bytes(form, sizes.hidden, out, sizes.width)
+    weights += order_bytes(attention.qkv_format, sizes.inputs) + order_bytes(form, out)
     attends = 4 * rows * keys * wide
     return Work(traffic_bytes=weights + cache_bytes, flops=2 * rows * parameters + attends, attends=attends)
 
@@ -162,12 +165,16 @@ def _channels_bytes(mlp: Mlp, hidden: int, width: int, channels: int) -> int:
 
 
 def router_work(mlp: Mlp, hidden: int, width: int, rows: int) -> Work:
-    """Return the work of a layer's router and of the shared expert's gate, which each device computes whole."""
+    """Return the work of a layer's router and of the shared expert's gate, which each device computes whole, and of the
+    order of columns of gate and up.
+    """
+    ordered = order_bytes(mlp.gate_up_format, hidden)
     if mlp.kind != "moe":
-        return Work(traffic_bytes=0, flops=0)
+        return Work(traffic_bytes=ordered, flops=0)
+    ordered = touched_bytes(ordered, mlp.num_experts, mlp.experts_per_token, rows) + bool(mlp.shared_size) * ordered
     gate, product = bool(mlp.shared_gate) * hidden, mlp.num_experts * hidden
     wide = FLOAT32_BYTES if mlp.router is not None and mlp.router.float32 else width
-    return Work(traffic_bytes=gate * width + product * wide, flops=2 * rows * (gate + product))
+    return Work(traffic_bytes=gate * width + product * wide + ordered, flops=2 * rows * (gate + product))
 
 
 def rows_work(form: WeightFormat | None, hidden: int, width: int, table_rows: int, rows: int) -> Work:

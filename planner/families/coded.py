@@ -54,6 +54,7 @@ def replaced(
     ``head``: codes of the lm_head, of a tied model of the embedding too; None: it is plain.
     """
     roles, forms, first_named = Roles(), Forms(), dict[tuple[int, str], str]()
+    beside: dict[str, Stored] = {}
     for role, source in roles_of_weights.items():
         linear = _LINEAR.fullmatch(role)
         if linear is None:
@@ -65,18 +66,34 @@ def replaced(
             roles[role] = source
         else:
             stored = _cut(stored, model, layer, block, where)
+            if stored.sorts:
+                first = beside.setdefault(role.rpartition(f"{linear[2]}.")[0] + block, stored)
+                stored = dataclasses.replace(stored, alike=first.tensors["order"])
             roles |= _parts(role, source, stored)
         form = None if stored is None else stored.image_form
         name = source.name.removesuffix(".weight")
         other = first_named.setdefault((layer, block), name)
         if forms.setdefault((layer, block), form) != form:
             raise ConfigError(f"{where}: {name}: another format than {other} has, expected the same for both")
+    _sort_rows(roles)
     model = _with_formats(model, forms, first_named, where)
     if head is None:
         return roles, model
     for role in ("embed.weight", "head.weight") if model.tied_head else ("head.weight",):
         roles |= _parts(role, roles_of_weights[role], head)
     return roles, dataclasses.replace(model, head_format=head.image_form)
+
+
+def _sort_rows(roles: Roles) -> None:
+    """Give rows of gate and up the order of down's columns, where these are sorted."""
+    for role, down in list(roles.items()):
+        if not role.endswith("down.weight") or down.stored is None or not down.stored.sorts:
+            continue
+        prefix = role.removesuffix("down.weight")
+        for name in (f"{matrix}.{part}" for matrix in ("gate", "up") for part in ("weight", "scales", "zeros", "bias")):
+            source = roles.get(prefix + name)
+            if source is not None:
+                roles[prefix + name] = dataclasses.replace(source, sorted_as=down.stored)
 
 
 def _parts(role: str, source: Source, stored: Stored) -> Roles:
@@ -87,7 +104,7 @@ def _parts(role: str, source: Source, stored: Stored) -> Roles:
         table[role.removesuffix("weight") + kind] = Source(
             name=f"{stored.module}:{part}",
             shape=stored.shape(part),
-            first=source.first if source.columns is None else 0,
+            first=source.first if source.columns is None and part != "order" else 0,
             stored=stored,
             part=part,
         )
@@ -144,7 +161,7 @@ def _cut(stored: Stored, model: Model, layer: int, block: str, where: str) -> St
     if block == "o":
         attention = kind.attention
         return stored.cut_at(attention.num_heads // attention.num_kv_heads * attention.head_dim, where)
-    return stored.cut_at(stored.columns, where) if block == "down" else stored
+    return stored.folded().cut_at(stored.columns, where) if block == "down" else stored
 
 
 def _with_formats(model: Model, forms: Forms, first_named: Mapping[tuple[int, str], str], where: str) -> Model:

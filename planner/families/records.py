@@ -35,6 +35,8 @@ class Source:
     """The layer whose weight is quantized: ``name`` is that of the layer and of a part of it, no tensor's."""
     part: Part = "codes"
     """With ``stored``: the part of it."""
+    sorted_as: Stored | None = None
+    """Layer whose columns read the role's rows, which have the order of these (``Stored.sorts``); None: their own."""
 
 
 Roles = dict[str, Source]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-STORAGE = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "I64": "<i8", "U8": "u1"}
+STORAGE = {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "I32": "<i4", "I64": "<i8", "U8": "u1"}
 """Numpy dtype in which values of a header's dtype are held; numpy has no bfloat16, so that is held as its bits."""
 _PIECE = 1 << 17
 """Elements that are cast at a time: intermediate arrays stay in a core's cache and take little memory."""

@@ -5,7 +5,7 @@ image bytes agree by construction: the data of an image is exactly weights_bytes
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from planner.families import BaseInput, Columns, DraftInput, Source, rope_bytes
@@ -41,6 +41,8 @@ class Part:
     """The quantized layer that the rows are computed from; ``tensor`` is then the name of a part of it."""
     kind: CodedPart = "codes"
     """With ``stored``: the part of it."""
+    sorted_as: Stored | None = None
+    """Rows of the role have the order of this layer's columns, sorted by groups that the checkpoint has."""
 
     def tensor_ranges(self) -> tuple[Ranges, Ranges | None]:
         """Return rows and columns of the tensor; columns None: all. Between columns there may be those of others."""
@@ -149,15 +151,23 @@ def _parts(spec: SlotSpec, roles: Mapping[str, Source]) -> tuple[Part, ...]:
             source=spec.source,
             tensor=source.name,
             rows=piece.rows,
-            cols=piece.cols,
+            cols=None if _is_ordered(source) else piece.cols,
             first=source.first or None,
             order=piece.order,
             columns=source.columns,
-            stored=source.stored,
+            stored=replace(source.stored, share=piece.cols)
+            if source.stored is not None and _is_ordered(source)
+            else source.stored,
             kind=source.part,
+            sorted_as=source.sorted_as,
         )
         for piece, source in sources
     )
+
+
+def _is_ordered(source: Source) -> bool:
+    """Return whether a device's columns of a layer are sorted, those of its input among themselves."""
+    return source.stored is not None and bool(source.stored.form.ordered)
 
 
 def _filler(number: int, offset: int, nbytes: int) -> Slot:

@@ -30,9 +30,12 @@ class Copied:
     tensor: TensorInfo
 
     @property
-    def key(self) -> tuple[str, int]:
-        """Slot and part: images that have a share of it want rows of the same tensor, at the same point of the walk."""
-        return self.slot.name, self.number
+    def key(self) -> tuple[str, int, Ranges | None]:
+        """Slot and part: images that have a share of it want rows of the same tensor, at the same point of the walk.
+
+        Where columns of a share are sorted, images want other rows.
+        """
+        return self.slot.name, self.number, None if self.part.stored is None else self.part.stored.share
 
     @property
     def tensor_key(self) -> tuple[str, str]:
@@ -57,11 +60,12 @@ def resolve(slots: Sequence[Slot], checkpoints: Checkpoints) -> tuple[Piece, ...
 
 def files_of(piece: Copied, checkpoints: Checkpoints) -> tuple[TensorFile, ...]:
     """Return the files of a checkpoint that the bytes of a piece come from."""
-    checkpoint, stored = checkpoints[piece.part.source], piece.part.stored
-    if stored is None:
-        return (checkpoint.files[piece.tensor.file],)
+    checkpoint, part = checkpoints[piece.part.source], piece.part
     tensors = checkpoint.tensors or {}
-    return tuple(checkpoint.files[tensors[expected.name].file] for expected in stored.tensors.values())
+    named = {piece.tensor.file} if part.stored is None else {tensors[tensor.name].file for tensor in part.stored.read}
+    if part.sorted_as is not None:
+        named.add(tensors[part.sorted_as.tensors["order"].name].file)
+    return tuple(checkpoint.files[name] for name in sorted(named))
 
 
 def row_width(tensor: TensorInfo) -> int:

@@ -128,8 +128,11 @@ def _of_layer(part: Part, stored: Stored, tensors: Mapping[str, TensorInfo]) -> 
         tensor=" and ".join(named),
         shape=stored.shape(part.kind),
         rows=rows,
-        columns=columns,
-        operation=f"{part.kind} of {stored.module}, {stored.layout.words}" + ("" if part.cols is None else ", columns"),
+        columns=columns if stored.share is None else stored.share,
+        operation=f"{part.kind} of {stored.module}, {stored.layout.words}"
+        + (", sorted by groups" if stored.sorts else "")
+        + ("" if part.cols is None and stored.share is None else ", columns")
+        + ("" if part.sorted_as is None else f", rows as the sorted columns of {part.sorted_as.module}"),
         file=" and ".join(sorted({tensors[name].file for name in named})) if tensors else None,
         ranges=None,
     )

@@ -19,7 +19,7 @@ from plans import paging
 from plans.files import open_regular
 from plans.ranges import Range
 
-BITS = {**STORAGE, "I32": "<i4", "I8": "i1", "U8": "u1", "F8_E4M3": "u1"}
+BITS = {**STORAGE, "I8": "i1", "U8": "u1", "F8_E4M3": "u1"}
 """Numpy dtype in which ``Reader.array`` holds values of each dtype."""
 BYTES = {dtype: np.dtype(bits).itemsize for dtype, bits in BITS.items()}
 MOST_ARRAYS = 4

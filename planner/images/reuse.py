@@ -59,9 +59,15 @@ def inputs_sha256(device: str, slots: Sequence[Slot], files: Iterable[TensorFile
         [file.original.name, *(encode(file.stamp)[name] for name in _STATE), file.header_sha256] for file in files
     ]
     layers = [part.stored for slot in slots for part in slot.parts if part.stored is not None]
-    coded = [[layer.module, repr(layer.layout), repr(layer.form), layer.repeats] for layer in layers]
+    coded = [
+        [layer.module, repr(layer.layout), repr(layer.form), layer.repeats, layer.sorts, layer.share]
+        for layer in layers
+    ]
+    coded += [[part.sorted_as.module] for slot in slots for part in slot.parts if part.sorted_as is not None]
     plain = tuple(
-        replace(slot, parts=tuple(replace(part, stored=None) for part in slot.parts)) if slot.parts else slot
+        replace(slot, parts=tuple(replace(part, stored=None, sorted_as=None) for part in slot.parts))
+        if slot.parts
+        else slot
         for slot in slots
     )
     text = json.dumps([LAYOUT_VERSION, device, encode(plain), coded, states], default=bytes.hex)

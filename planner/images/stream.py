@@ -17,7 +17,7 @@ The bytes of an image do not depend on timing: one thread hashes and one writes 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ from planner.images.pieces import Copied, Literal, Piece, row_width
 from planner.images.pipeline import TURNED_BUFFERS, Buffer, Pipeline, Writer
 from planner.images.reader import Reader
 from planner.quantized import Rounded, RoundedColumns, Stored
+from planner.quantized.codes import Read
+from planner.quantized.column_order import sorted_columns
 from planner.quantized.converting import rows_of
 from planner.quantized.rounding import Losses
 from plans.artifact import RoundingErrors
@@ -87,11 +89,33 @@ class _Turned:
     """Bytes from one run to the next."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _SortedRows:
+    """Rows of a part of a quantized layer in the order of another's columns; used by the reading thread alone."""
+
+    part: Part
+    reader: Reader
+    order: Array
+    """Rows of the role."""
+
+    @cached_property
+    def _values(self) -> Array:
+        """All rows of the role, in the order of the checkpoint, kept as long as a block needs them."""
+        assert self.part.stored is not None
+        first = self.part.first or 0
+        span = first, first + len(self.order)
+        return rows_of(self.part.stored, self.part.kind, span, _read(self.part, self.reader))
+
+    def fill(self, rows: Range, block: memoryview) -> None:
+        """Fill ``block`` with rows of the order."""
+        block[:] = _bytes(self._values[self.order[slice(*rows)]])
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Block:
     """A rectangle of a source tensor, and the pieces that need a part of it."""
 
-    origin: TensorFile | Writer | Part
+    origin: "TensorFile | Writer | Part | _SortedRows"
     """The checkpoint's file, an image that has these rows, or a part of a quantized layer that they are computed of."""
     offset: int
     """Offset of the first byte in ``origin``; of a quantized layer the first row."""
@@ -176,6 +200,8 @@ def _read_ahead(steps: Iterator[_Step], pipeline: Pipeline, reader: Reader) -> I
 
 def _begin_to_read(block: _Block, pipeline: Pipeline, reader: Reader) -> Buffer:
     turned, origin = block.turned, block.origin
+    if isinstance(origin, _SortedRows):
+        return pipeline.fill(partial(origin.fill, (block.offset, block.offset + block.shape[0])), block.nbytes)
     if isinstance(origin, Part):
         return pipeline.fill(
             partial(_compute, origin, (block.offset, block.offset + block.shape[0]), reader, block.losses),
@@ -190,8 +216,29 @@ def _begin_to_read(block: _Block, pipeline: Pipeline, reader: Reader) -> Buffer:
 def _compute(part: Part, rows: Range, reader: Reader, losses: Losses | None, block: memoryview) -> None:
     """Fill ``block`` with rows of a part of a quantized layer, and ``losses``."""
     assert part.stored is not None
-    found = rows_of(part.stored, part.kind, rows, lambda name, span: reader.array(part.source, name, span), losses)
-    block[:] = _bytes(found)
+    block[:] = _bytes(rows_of(part.stored, part.kind, rows, _read(part, reader), losses))
+
+
+def _read(part: Part, reader: Reader) -> Read:
+    """Return what reads tensors of a part's checkpoint."""
+    return lambda name, span: reader.array(part.source, name, span)
+
+
+def _sorted_rows(part: Part, reader: Reader) -> Array | None:
+    """Return the rows of a role in the order of another layer's columns; None: they have their own order."""
+    if part.sorted_as is None:
+        return None
+    reader.open_all(part.source, [part.sorted_as.tensors["order"].name])
+    return sorted_columns(part.sorted_as, _read(part, reader)).columns
+
+
+def _tensor_rows(part: Part, order: Array | None, rows: Range) -> Iterator[Range]:
+    """Yield rows of a role as ranges of the tensor's; ``order``: of ``_sorted_rows``."""
+    if order is None:
+        yield from part.tensor_rows(*rows)
+        return
+    for row in order[slice(*rows)].tolist():
+        yield (part.first or 0) + row, (part.first or 0) + row + 1
 
 
 # ---- the walk ----
@@ -214,13 +261,13 @@ def _walk(images: Sequence[ImageInput], reader: Reader) -> Iterator[_Step]:
         shared.note(consumers)
 
 
-def _take_ready(queues: Sequence[_Queue], waiting: Counter[tuple[str, int]]) -> list[_Consumer]:
+def _take_ready(queues: Sequence[_Queue], waiting: Counter[tuple[str, int, Ranges | None]]) -> list[_Consumer]:
     """Take the next piece from all images that have it; empty at the end.
 
     The piece must be in front of every image that has it. There is one as long as any piece is left: all images have
     their slots in one order, and the first key of that order is in front of every image that has it.
     """
-    fronts: dict[tuple[str, int], list[tuple[_Queue, Copied]]] = {}
+    fronts: dict[tuple[str, int, Ranges | None], list[tuple[_Queue, Copied]]] = {}
     for writer, queue in queues:
         if queue:
             piece = queue[0]
@@ -231,7 +278,7 @@ def _take_ready(queues: Sequence[_Queue], waiting: Counter[tuple[str, int]]) -> 
             for (_, queue), _ in ready:
                 queue.popleft()
             return [(writer, piece) for (writer, _), piece in ready]
-    assert not fronts, f"images disagree on the order of slots: {sorted(name for name, _ in fronts)}"
+    assert not fronts, f"images disagree on the order of slots: {sorted(name for name, *_ in fronts)}"
     return []
 
 
@@ -276,14 +323,14 @@ def _blocks(reader: Reader, consumers: Sequence[_Consumer], written: Sequence[_W
         yield from _coded_blocks(reader, consumers, piece.part.stored)
         return
     tensor, part, file = piece.tensor, piece.part, reader.open(piece.part.source, piece.tensor.file)
-    width = max(1, row_width(tensor))
+    width, order = max(1, row_width(tensor)), _sorted_rows(piece.part, reader)
     for span in _union([rows for _, consumer in consumers for rows in consumer.part.rows]):
         for (start, stop), image in _split(span, written):
             dtype = tensor.dtype if image is None else image.dtype
             item, most = HEADER_BYTES[dtype], max(1, BLOCK_BYTES // HEADER_BYTES[dtype])
             row_zero = tensor.offset if image is None else image.offset - image.rows[0] * width * item
             row = start
-            for begin, end in part.tensor_rows(start, stop) if image is None else [(start, stop)]:
+            for begin, end in _tensor_rows(part, order, (start, stop)) if image is None else [(start, stop)]:
                 for first in range(begin, end, max(1, most // width)):
                     count = min(end - first, max(1, most // width))
                     for left in range(0, width, min(width, most)):
@@ -302,16 +349,18 @@ def _coded_blocks(reader: Reader, consumers: Sequence[_Consumer], stored: Stored
     """Yield the same of a part of a quantized layer."""
     _, piece = consumers[0]
     part, width = piece.part, row_width(piece.tensor)
-    reader.open_all(part.source, [tensor.name for tensor in stored.tensors.values()])
+    reader.open_all(part.source, [tensor.name for tensor in stored.read])
+    order = _sorted_rows(part, reader)
+    origin = part if order is None else _SortedRows(part=part, reader=reader, order=order)
     most = max(1, BLOCK_BYTES // (width * HEADER_BYTES[piece.tensor.dtype]))
     rounds = part.kind == "codes" and isinstance(stored.layout, Rounded | RoundedColumns)
     for start, stop in _union([rows for _, consumer in consumers for rows in consumer.part.rows]):
         row = start
-        for begin, end in part.tensor_rows(start, stop):
+        for begin, end in part.tensor_rows(start, stop) if order is None else [(start, stop)]:
             for first in range(begin, end, most):
                 count = min(end - first, most)
                 yield _Block(
-                    origin=part,
+                    origin=origin,
                     offset=first,
                     dtype=piece.tensor.dtype,
                     rows=(row, row + count),

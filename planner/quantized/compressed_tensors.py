@@ -45,6 +45,8 @@ class Scheme:
     strategy: str
     group: int | None
     block: tuple[int, int] | None
+    sorts: bool
+    """Columns of a group need not be neighbours."""
 
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored:
         """Return how a layer is stored."""
@@ -54,6 +56,7 @@ class Scheme:
             group=group,
             zeros=not self.symmetric,
             scale=scale_dtype,
+            ordered=True if self.sorts else None,
         )
         block_rows = self.block[0] if self.block else 1
         own = -(-out // block_rows), groups(form, columns)
@@ -72,11 +75,13 @@ class Scheme:
             kind = "I8" if self.code == "int8" else "F8_E4M3"
             codes = Expected(name=f"{module}.weight", dtypes=frozenset({kind}), shapes=((out, columns),))
             zeros = Expected(name=f"{module}.weight_zero_point", dtypes=frozenset({"I8"}), shapes=shapes)
+        if self.sorts:
+            tensors["order"] = Expected(name=f"{module}.weight_g_idx", dtypes=integers, shapes=((columns,),))
         tensors |= {"codes": codes} | ({"zeros": zeros} if form.zeros else {})
         layout: Layout = PackedRows(bits=self.bits) if self.packed else PlainRows(block_rows=block_rows)
         return Stored(
             module=module, out=out, columns=columns, form=form, layout=layout, tensors=tensors,
-            ignored=_ignored(module),
+            ignored=_ignored(module), sorts=self.sorts,
         )  # fmt: skip
 
 
@@ -152,7 +157,7 @@ def _scheme(group: Settings, of_all: str) -> Scheme:
     group_size, block = weights.get("group_size"), weights.get("block_structure")
     implied = "group" if group_size else "block" if block else "tensor"
     strategy = weights.one_of("strategy", strategies, implied)
-    weights.one_of("actorder", ("static", "weight", False), False, "columns in another order are not read here")
+    order = weights.one_of("actorder", ("static", "weight", "group", "dynamic", True, False), False)
     weights.one_of("dynamic", (False,), False, "weights have fixed scales")
     symmetric = weights.boolean("symmetric", True)
     weights.finish("observer", "observer_kwargs", "scale_dtype", "zp_dtype")
@@ -164,6 +169,9 @@ def _scheme(group: Settings, of_all: str) -> Scheme:
         raise weights.fail("symmetric", "found false, expected true of type float")
     if strategy == "block" and not symmetric:
         raise weights.fail("symmetric", "found false, expected true of blocks")
+    sorts = order in ("group", "dynamic", True)
+    if sorts and (strategy != "group" or kind != "int"):
+        raise weights.fail("actorder", f"found {quote(order)}, expected none without groups of type int")
     if strategy == "group" and (type(group_size) is not int or not 1 <= group_size <= 1 << 16):
         raise weights.fail("group_size", f"found {quote(group_size)}, expected a positive integer")
     return Scheme(
@@ -175,4 +183,5 @@ def _scheme(group: Settings, of_all: str) -> Scheme:
         strategy=strategy,
         group=group_size if strategy == "group" else None,
         block=block_of(weights, block, "block_structure") if strategy == "block" else None,
+        sorts=sorts,
     )

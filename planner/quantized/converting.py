@@ -6,12 +6,15 @@ import numpy as np
 
 from planner.errors import CheckpointError
 from planner.quantized.codes import Array, Read, awq_columns, packed, transposed, unpacked
+from planner.quantized.column_order import require_order, sorted_columns
 from planner.quantized.layouts import Awq, Gptq, Mxfp4, PackedRows, PlainRows, Rounded, RoundedColumns
 from planner.quantized.records import Part, Stored
 from planner.quantized.rounding import Losses, rounded_rows
 from plans.quantized import is_half
 from plans.ranges import Range
 
+Unpacked = PackedRows | Gptq
+"""Layouts whose codes are read a byte each, and packed when their columns are in order."""
 MOST_EXPONENT = 240
 """Largest exponent of MXFP4 with which its largest code is a float32, and is so where products widen it."""
 EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
@@ -63,10 +66,27 @@ def rows_of(stored: Stored, part: Part, span: Range, read: Read, losses: Losses 
 
     ``losses``: filled, with rows of codes of a layer that is rounded.
     """
+    if stored.sorts:
+        return _sorted_rows(stored, part, span, read)
     found = _rows_of(stored, part, span, read, losses)
-    if part == "codes" or stored.repeats == 1:
+    if part == "codes":
+        return packed(found, is_half(stored.form)) if isinstance(stored.layout, Unpacked) else found
+    if stored.repeats == 1:
         return found
     return np.ascontiguousarray(np.repeat(found, stored.repeats, 1)[:, : stored.shape(part)[1]])
+
+
+def _sorted_rows(stored: Stored, part: Part, span: Range, read: Read) -> Array:
+    """Return rows of a layer whose columns are sorted by groups; of their order, columns."""
+    sorting = sorted_columns(stored, read)
+    if part == "order":
+        return sorting.inputs[span[0] : span[1], None]
+    found = _rows_of(stored, part, span, read, None)
+    if part != "codes":
+        return np.ascontiguousarray(found[:, sorting.groups])
+    codes = np.ascontiguousarray(found[:, sorting.columns])
+    codes[:, sorting.inputs < 0] = 0
+    return packed(codes, is_half(stored.form))
 
 
 def _rows_of(stored: Stored, part: Part, span: Range, read: Read, losses: Losses | None) -> Array:
@@ -90,8 +110,7 @@ def _packed_rows(stored: Stored, part: Part, span: Range, read: Read, bits: int)
     if part == "scales":
         return shared(stored, part, span, read)
     if part == "codes":
-        codes = unpacked(read(name, span), bits)[:, : stored.columns]
-        return packed(codes, is_half(stored.form))
+        return unpacked(read(name, span), bits)[:, : stored.columns]
     words = 32 // bits  # rows of a word
     first = span[0] // words
     zeros = transposed(read(name, (first, -(-span[1] // words))), bits).T  # [rows, groups]
@@ -116,9 +135,9 @@ def _plain_rows(stored: Stored, part: Part, span: Range, read: Read, block_rows:
 def _gptq(stored: Stored, part: Part, span: Range, read: Read, layout: Gptq) -> Array:
     name = stored.tensors[part].name
     if part == "codes":
-        _check_order(stored, read)
-        codes = transposed(read(name, None)[:, span[0] : span[1]], layout.bits)
-        return packed(codes, is_half(stored.form))
+        if not stored.sorts:
+            require_order(stored, read)
+        return transposed(read(name, None)[:, span[0] : span[1]], layout.bits)
     if part == "scales":
         return transposed_scales(stored, span, read)
     words = 32 // layout.bits
@@ -128,20 +147,6 @@ def _gptq(stored: Stored, part: Part, span: Range, read: Read, layout: Gptq) -> 
     if layout.stored_zero and layout.bits == 8 and (zeros == 255).any():
         raise CheckpointError(f"{name}: found a zero point of 256, expected at most 255")
     return np.ascontiguousarray(zeros + np.uint8(layout.stored_zero))
-
-
-def _check_order(stored: Stored, read: Read) -> None:
-    """Raise CheckpointError unless the columns' groups follow one another."""
-    name, group = stored.tensors["order"].name, stored.form.group or stored.columns
-    found = read(name, None).reshape(-1)
-    expected = np.arange(stored.columns) // group
-    wrong = np.flatnonzero(found != expected)
-    if len(wrong):
-        column = int(wrong[0])
-        raise CheckpointError(
-            f"{name}[{column}]: found group {int(found[column])}, expected {int(expected[column])}: columns in "
-            "another order (desc_act) are not read here: quantize again with desc_act=False"
-        )
 
 
 def _awq(stored: Stored, part: Part, span: Range, read: Read) -> Array:

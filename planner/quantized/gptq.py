@@ -14,7 +14,7 @@ from plans.schema import WeightFormat
 WORDS = frozenset({"I32"})
 HARMLESS = (
     # How the codes were found, and what other programs do with them.
-    *("quant_method", "meta", "model_name_or_path", "model_file_base_name", "static_groups", "true_sequential", "mse"),
+    *("quant_method", "meta", "model_name_or_path", "model_file_base_name", "true_sequential", "mse"),
     *("damp_percent", "damp_auto_increment", "quantizer", "tokenizer", "dataset", "is_marlin_format", "use_cuda_fp16"),
     *("use_exllama", "exllama_config", "max_input_length", "cache_block_outputs", "batch_size", "model_seqlen"),
     *("module_name_preceding_first_block", "pad_token_id", "hyb_act", "method", "pack_impl"),
@@ -44,6 +44,8 @@ class Integers:
     bits: int
     group: int | None
     stored_zero: int
+    sorts: bool
+    """Columns of a group need not be neighbours."""
 
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored:
         """Return how a layer is stored."""
@@ -52,6 +54,7 @@ class Integers:
             group=self.group,
             zeros=True,
             scale=scale_dtype,
+            ordered=True if self.sorts and self.group is not None else None,
         )
         count, words = groups(form, columns), 32 // self.bits
         tensors = {
@@ -63,6 +66,7 @@ class Integers:
         return Stored(
             module=module, out=out, columns=columns, form=form,
             layout=Gptq(bits=self.bits, stored_zero=self.stored_zero), tensors=tensors, ignored={},
+            sorts=form.ordered is not None,
         )  # fmt: skip
 
 
@@ -93,14 +97,14 @@ def read_gptq(settings: Settings) -> GptqRecipe:
     version = settings.one_of("checkpoint_format", ("gptq", "gptq_v2"), "gptq")
     if settings.get("format") is not None:
         settings.one_of("format", (version,), version)
-    settings.boolean("desc_act", False)  # columns in another order are refused where their groups are read
+    sorts = settings.boolean("desc_act", False) and not settings.boolean("static_groups", False)
     settings.boolean("sym", True)
     head = settings.boolean("lm_head", False)
     settings.one_of("block_name_to_quantize", ("model.layers",), "model.layers", "other layers are not read here")
     if settings.get("modules_in_block_to_quantize"):
         raise settings.fail("modules_in_block_to_quantize", "found a list, expected none: name layers in dynamic")
     stored_zero = 1 if version == "gptq" else 0
-    integers = Integers(bits=bits, group=group, stored_zero=stored_zero)
+    integers = Integers(bits=bits, group=group, stored_zero=stored_zero, sorts=sorts)
     rules = tuple(_rule(settings, text, changes, integers) for text, changes in _mapping(settings, "dynamic").items())
     settings.finish(*HARMLESS)
     return GptqRecipe(integers=integers, rules=rules, head=head)
@@ -121,8 +125,11 @@ def _rule(settings: Settings, text: str, changes: object, integers: Integers) ->
     own = Settings(changes, f"{settings.where}.dynamic[{quote(text)}]")
     bits = own.one_of("bits", (4, 8), integers.bits)
     group = integers.group if own.get("group_size") is None else group_of(own)
-    own.finish("sym", "desc_act", "static_groups", "mse", "damp_percent")
-    return expression, Integers(bits=bits, group=group, stored_zero=integers.stored_zero)
+    sorts = integers.sorts
+    if own.get("desc_act") is not None:
+        sorts = own.boolean("desc_act", False) and not own.boolean("static_groups", False)
+    own.finish("sym", "static_groups", "mse", "damp_percent")
+    return expression, Integers(bits=bits, group=group, stored_zero=integers.stored_zero, sorts=sorts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

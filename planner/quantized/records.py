@@ -9,10 +9,11 @@ from typing import Literal, Protocol, get_args
 from planner.errors import ConfigError
 from planner.quantized.layouts import Layout
 from plans.dtypes import HEADER_NAMES
-from plans.quantized import BLOCK, SCALE_NAMES, code_bytes, groups, is_half
+from plans.quantized import BLOCK, SCALE_NAMES, code_bytes, groups, held_columns, is_half, share_format
+from plans.ranges import Ranges, length
 from plans.schema import WeightFormat
 
-Part = Literal["codes", "scales", "zeros"]
+Part = Literal["codes", "scales", "zeros", "order"]
 ScaleDType = Literal["bfloat16", "float16", "float32"]
 SCALE_HEADERS = frozenset(HEADER_NAMES[dtype] for dtype in get_args(ScaleDType))
 """Names of those dtypes in a safetensors header."""
@@ -45,32 +46,60 @@ class Stored:
     """Tensors that the layer has, by their role in the layout."""
     ignored: Mapping[str, Expected]
     """Tensors that it may have and nothing needs: scales of activations, the shape."""
+    sorts: bool = False
+    """Columns of a group need not be neighbours in the checkpoint: images have them sorted by groups. With ``ordered``
+    of ``form`` the input is brought into their order; without it rows of gate and up have that order."""
+    alike: Expected | None = None
+    """With ``sorts``: groups of the columns of a layer that has the same input, and must have the same order."""
+    share: Ranges | None = None
+    """With ``ordered``: columns that the image of a device has; None: all."""
     repeats: int = 1
     """Groups of an image for each group of the checkpoint: where devices cut within one, both have its scale."""
 
     @property
     def image_form(self) -> WeightFormat:
         """The format in images."""
+        if self.form.ordered:
+            return share_format(self.form, self.inputs, self.columns)
         if self.form.group is None or self.repeats == 1:
             return self.form
         return dataclasses.replace(self.form, group=self.form.group // self.repeats)
+
+    @property
+    def read(self) -> tuple[Expected, ...]:
+        """Tensors from which images are made."""
+        return (*self.tensors.values(), *(() if self.alike is None else (self.alike,)))
+
+    @property
+    def inputs(self) -> int:
+        """Columns of the input of a device."""
+        return self.columns if self.share is None else length(self.share)
+
+    @property
+    def held(self) -> int:
+        """Columns of an image."""
+        return held_columns(self.form, self.inputs, self.columns)
 
     @property
     def groups(self) -> int:
         """Scales of a row in the checkpoint."""
         return groups(self.form, self.columns)
 
-    def shape(self, part: Part) -> tuple[int, int]:
+    def shape(self, part: Part) -> tuple[int, ...]:
         """Return the shape of a part in an image that has all rows and columns."""
+        if part == "order":
+            return (self.held,)
         count = code_bytes if part == "codes" else groups
-        return self.out, count(self.image_form, self.columns)
+        return self.out, count(self.image_form, self.held)
 
     def dtype(self, part: Part) -> str:
         """Return the name of a part's dtype in the header of an image."""
-        return SCALE_NAMES[self.form.scale] if part == "scales" else "U8"
+        return {"scales": SCALE_NAMES[self.form.scale], "order": "I32"}.get(part, "U8")
 
     def cut_at(self, columns: int, where: str) -> "Stored":
         """Return the layer with groups that end at multiples of ``columns``; raise ConfigError with both numbers."""
+        if self.form.ordered:
+            return self
         group = self.form.group or (BLOCK if is_half(self.form) else 1)
         common = math.gcd(group, columns)
         if common == group:
@@ -85,7 +114,13 @@ class Stored:
     @property
     def parts(self) -> tuple[Part, ...]:
         """Return the parts of the layer."""
-        return ("codes", "scales", "zeros") if self.form.zeros else ("codes", "scales")
+        zeros: tuple[Part, ...] = ("zeros",) if self.form.zeros else ()
+        order: tuple[Part, ...] = ("order",) if self.form.ordered else ()
+        return "codes", "scales", *zeros, *order
+
+    def folded(self) -> "Stored":
+        """Return the layer without an order of its input: what computes that has the order of its columns."""
+        return dataclasses.replace(self, form=dataclasses.replace(self.form, ordered=None))
 
 
 def kv_scales(module: str) -> dict[str, Expected]:

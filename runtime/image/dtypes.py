@@ -16,5 +16,10 @@ DTYPES = {
 }
 """Dtypes of activations, KV caches and buffers, by the name in a plan."""
 
-HEADER_DTYPES = {**{name: DTYPES[dtype] for dtype, name in HEADER_NAMES.items()}, "I64": torch.int64, "U8": torch.uint8}
+HEADER_DTYPES = {
+    **{name: DTYPES[dtype] for dtype, name in HEADER_NAMES.items()},
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+}
 """Dtypes of an image's slots, by the name in its header."""

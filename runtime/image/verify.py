@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -24,9 +24,11 @@ from plans import artifact, codec
 from plans.artifact import ALIGNMENT_BYTES, IMAGES_FILE, LAYOUT_VERSION, PAGE_BYTES, Images, image_metadata, is_filler
 from plans.dtypes import IMAGE_DTYPES
 from plans.files import open_inside
+from plans.ranges import length
 from plans.safetensors_header import PREFIX_BYTES, Header, HeaderError, TensorEntry, header_length, parse_header
 from plans.schema import Plan, PlanError
-from plans.slots import TOKEN_MAP, device_slots
+from plans.slot_records import SlotSpec
+from plans.slots import ORDER_DTYPE, TOKEN_MAP, device_slots
 from runtime.errors import ImageDamaged, ImageForeign, ImageMissing, ImageTruncated
 from runtime.image.lease import guard
 from runtime.image.transfer import hash_file, hash_mapped, read
@@ -37,9 +39,9 @@ from runtime.image.transfer import hash_file, hash_mapped, read
 def check_images(plan: Plan, directory: Path, verify: bool, devices: Collection[str] | None = None) -> Images:
     """Check that the images of a plan are present and belong to it; return the record in ``images.yaml``.
 
-    ``verify``: also read each file and compare its BLAKE3, and ``plan.yaml`` byte by byte; without it no weight but
-    ``d2t`` is read. ``devices``: check only their images; None: those of all devices of the plan. Raise ImageMissing,
-    ImageTruncated, ImageDamaged or ImageForeign, each with exit code 4.
+    ``verify``: also read each file and compare its BLAKE3, and ``plan.yaml`` byte by byte; without it no slots but
+    ``d2t`` and orders of columns are read. ``devices``: check only their images; None: those of all devices of the
+    plan. Raise ImageMissing, ImageTruncated, ImageDamaged or ImageForeign, each with exit code 4.
     """
     wanted = [device.id for device in plan.devices if devices is None or device.id in devices]
     record = read_record(plan, directory, wanted)
@@ -200,15 +202,17 @@ def read_slots(
             f"{file}: slot table: SHA-256 {abi.slots_sha256}, expected {expected.abi.slots_sha256} as {IMAGES_FILE} "
             "records: the image is of another plan or another layout; compile it again"
         )
-    _check_planned(plan, device, slots, file)
+    specs = device_slots(plan, device)
+    _check_planned(plan, device, specs, slots, file)
+    _check_columns(specs, slots, descriptor, header.data_start, file)
     _check_token_map(plan, slots, descriptor, header.data_start, file)
     return header.data_start, slots
 
 
-def _check_planned(plan: Plan, device: str, slots: list[TensorEntry], file: Path) -> None:
+def _check_planned(plan: Plan, device: str, specs: Sequence[SlotSpec], slots: list[TensorEntry], file: Path) -> None:
     """Raise ImageForeign unless an image has the slots that the plan implies, in as many bytes as it counts."""
     present = [(slot.name, slot.dtype, slot.shape) for slot in slots if not is_filler(slot.name)]
-    planned = [(slot.name, slot.dtype, slot.shape) for slot in device_slots(plan, device)]
+    planned = [(spec.name, spec.dtype, spec.shape) for spec in specs]
     for own, expected in zip_longest(present, planned):
         if own != expected:
             raise ImageForeign(
@@ -228,8 +232,27 @@ def _slot_text(slot: tuple[str, str, tuple[int, ...]] | None) -> str:
     return "no more slots" if slot is None else f"slot {slot[0]}, {slot[1]} {list(slot[2])}"
 
 
+def _check_columns(
+    specs: Sequence[SlotSpec], slots: list[TensorEntry], descriptor: int, data_start: int, file: Path
+) -> None:
+    """Raise ImageDamaged where an order of columns, whose values are indices, leads out of the input's columns."""
+    named = {slot.name: slot for slot in slots}
+    for spec in specs:
+        if spec.dtype != ORDER_DTYPE:
+            continue
+        slot, cols = named[spec.name], spec.pieces[0].cols
+        columns = spec.shape[-1] if cols is None else length(cols)
+        order = read(descriptor, data_start + slot.offset, slot.nbytes, file).view(np.int32)
+        wrong = np.flatnonzero((order < -1) | (order >= columns))
+        if len(wrong):
+            raise ImageDamaged(
+                f"{file}: {slot.name}[{wrong[0]}]: found column {order[wrong[0]]}, expected one of 0 to {columns - 1}, "
+                "or -1: compile it again"
+            )
+
+
 def _check_token_map(plan: Plan, slots: list[TensorEntry], descriptor: int, data_start: int, file: Path) -> None:
-    """Raise ImageDamaged where ``d2t``, the one slot whose values are indices, leads out of the vocabulary."""
+    """Raise ImageDamaged where ``d2t``, whose values are indices, leads out of the vocabulary."""
     slot = next((slot for slot in slots if slot.name == TOKEN_MAP), None)
     if slot is None:
         return

@@ -75,7 +75,8 @@ class Binder:
             codes=self.tensor(slots.weight),
             scales=self.tensor(slots.scales),
             zeros=self._optional(slots.zeros),
-            inputs=slots.columns,
+            inputs=slots.inputs,
+            order=self._optional(slots.order),
         )
 
     def _optional(self, slot: SlotSpec | None) -> Tensor | None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from plans.quantized import code_bytes, coded_columns, groups
+from plans.quantized import code_bytes, coded_columns, groups, is_half
 from plans.schema import WeightFormat
 from runtime.model import ops
 from runtime.model.kernels.arguments import CODED_ROWS, CODES, SCALES, CodedProduct, Codes
@@ -34,18 +34,27 @@ class Coded:
     zeros: Tensor | None
     """uint8 [..., out, groups]"""
     inputs: int
-    """in"""
+    """Columns of x."""
+    order: Tensor | None = None
+    """int32 [..., in]: columns of x in the order of the codes, -1 where x counts as 0; None: their own order."""
+
+    @property
+    def columns(self) -> int:
+        """in: ``inputs``, and more where some of ``order`` are -1."""
+        return self.codes.shape[-1] * (2 if is_half(self.form) else 1)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the values as a product reads them, [in, out]; of experts [E, out, in]."""
+        """Shape of the values that x is multiplied with, [inputs, out]; of experts [E, out, inputs]."""
         *experts, out, _ = self.codes.shape
         return (*experts, out, self.inputs) if experts else (self.inputs, out)
 
     def words(self) -> Codes:
         """Return the words of a weight, not of experts, from whose sizes a kernel computes every address."""
-        form, (outputs, nbytes), count = self.form, self.codes.shape, groups(self.form, self.inputs)
-        assert nbytes == code_bytes(form, self.inputs)
+        form, (outputs, nbytes), count = self.form, self.codes.shape, groups(self.form, self.columns)
+        assert nbytes == code_bytes(form, self.columns)
+        assert self.columns == self.inputs or self.order is not None
+        assert self.order is None or (self.order.shape == (self.columns,) and self.order.is_contiguous())
         assert self.scales.shape == (outputs, count)
         assert self.zeros is None or self.zeros.shape == (outputs, count)
         return Codes(
@@ -57,7 +66,9 @@ class Coded:
             scales_stride=self.scales.itemsize * self.scales.stride(0),
             zeros=0 if self.zeros is None else self.zeros.data_ptr(),
             zeros_stride=0 if self.zeros is None else self.zeros.stride(0),
-            group=form.group or self.inputs,
+            group=form.group or self.columns,
+            order=0 if self.order is None else self.order.data_ptr(),
+            inputs=self.columns,
         )
 
     def rows(self, start: int, stop: int) -> "Coded":
@@ -68,7 +79,8 @@ class Coded:
     def expert(self, number: int) -> "Coded":
         """Return the weight of one expert."""
         zeros = None if self.zeros is None else self.zeros[number]
-        return replace(self, codes=self.codes[number], scales=self.scales[number], zeros=zeros)
+        order = None if self.order is None else self.order[number]
+        return replace(self, codes=self.codes[number], scales=self.scales[number], zeros=zeros, order=order)
 
 
 def product(x: Tensor, weight: Tensor | Coded, added: Tensor | None = None) -> Tensor:
@@ -92,19 +104,19 @@ def coded(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
     assert inputs == weight.inputs
     assert added is None or (added.shape[1] == outputs and added.shape[0] in (1, rows))
     out = torch.empty(rows, outputs, dtype=x.dtype)
-    columns = coded_columns(inputs)
+    columns = coded_columns(weight.columns)
     widened, per_thread = ops.widened_scratch(rows, columns)
     values = torch.empty(torch.get_num_threads() * CODED_ROWS, columns + PADDING)
+    words = weight.words()._asdict()
     call = _coded(
         x=x.data_ptr(),
         x_stride=size * x.stride(0),
-        **weight.words()._asdict(),
+        **words,
         added=0 if added is None else added.data_ptr(),
         added_stride=0 if added is None or added.shape[0] == 1 else size * added.stride(0),
         out=out.data_ptr(),
         out_stride=size * outputs,
         rows=rows,
-        inputs=inputs,
         outputs=outputs,
         widened=widened.data_ptr(),
         widened_stride=FLOAT_BYTES * (columns + PADDING),

@@ -94,7 +94,7 @@ class WholeLayers:
         assert len({(cache.dtype, cache.shape[:2] + cache.shape[3:]) for cache in caches}) == 1  # KV heads may differ
         self._width = max(_scratch_width(block) for block in layers)
         self._inputs = max(
-            coded_columns(weight.shape[0]) if isinstance(weight, Coded) else weight.shape[0]
+            coded_columns(weight.columns) if isinstance(weight, Coded) else weight.shape[0]
             for block in layers
             for weight in _matrices(block).values()
         )
@@ -299,8 +299,9 @@ def _matrices(block: Block) -> dict[str, Tensor | Coded]:
 
 def _coded_operands(name: str, matrix: Coded) -> dict[str, Tensor]:
     """Return the tensors of a matrix in codes by their names in ``Layer`` and ``Codes``."""
-    zeros = {} if matrix.zeros is None else {f"{name}.zeros": matrix.zeros}
-    return {f"{name}.codes": matrix.codes, f"{name}.scales": matrix.scales} | zeros
+    others = {f"{name}.zeros": matrix.zeros, f"{name}.order": matrix.order}
+    present = {name: tensor for name, tensor in others.items() if tensor is not None}
+    return {f"{name}.codes": matrix.codes, f"{name}.scales": matrix.scales} | present
 
 
 def _attention_norm(block: Block) -> Norm | None:

@@ -225,8 +225,11 @@ def test_other_kinds_of_models_take_the_memory_of_their_plan(
 
 @pytest.mark.parametrize(
     ("method", "family", "dtype"),
-    [("awq", "llama", "bfloat16"), ("w8", "llama", "float32"), ("fp8", "mixtral", "bfloat16")],
-)
+    [
+        ("awq", "llama", "bfloat16"), ("w8", "llama", "float32"), ("fp8", "mixtral", "bfloat16"),
+        ("sorted-gptq", "qwen2", "float32"),
+    ],
+)  # fmt: skip
 def test_weights_in_codes_take_the_memory_of_their_plan(tmp_path: Path, method: str, family: str, dtype: DType) -> None:
     """As they are stored: a fraction of the bytes of the same model in bfloat16."""
     sizes = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 32}

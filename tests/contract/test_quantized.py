@@ -85,6 +85,8 @@ def compiled(
         ("mxfp4", "gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9}),
         ("gptq", "qwen2", {"tie_word_embeddings": True}),
         ("awq", "qwen3", {"head_dim": 16}),
+        ("sorted-gptq", "phi3", {"pad_token_id": None, "head_dim": 16}),
+        ("sorted-w8", "qwen2_moe", EXPERTS | {"shared_expert_intermediate_size": 128, "num_experts": 4}),
         ("fp8", "qwen3_moe", EXPERTS),
         ("w4a16", "mixtral", {}),
         ("w8", "phi3", {"pad_token_id": None, "head_dim": 16}),
@@ -98,7 +100,7 @@ def test_logits_and_tokens_are_those_of_the_dequantised_model(
     same_as_exact(tmp_path, coded, exact, family)
 
 
-@pytest.mark.parametrize("method", ["gptq", "w4a16", "w8"])
+@pytest.mark.parametrize("method", ["gptq", "w4a16", "w8", "sorted-gptq"])
 def test_a_quantized_lm_head_is_read(tmp_path: Path, method: str) -> None:
     torch.manual_seed(4)
     coded, exact = quantized(saved(tmp_path / "base", "llama", **SIZES), tmp_path, method, head=True)

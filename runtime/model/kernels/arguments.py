@@ -57,6 +57,8 @@ class CodedProduct(NamedTuple):
     zeros_stride: int
     group: int
     """Columns that share a scale."""
+    order: int
+    """int32 [inputs]: column of x of each of the weight, -1: none, x is 0 there; address 0: their own order."""
     added: int
     """As in ``Product``."""
     added_stride: int
@@ -88,6 +90,8 @@ class Codes(NamedTuple):
     zeros: int
     zeros_stride: int
     group: int
+    order: int
+    inputs: int
 
 
 class GroupedProduct(NamedTuple):

@@ -24,7 +24,17 @@ from runtime.model.kernels.decoding import (
     start_factor,
     write_factors,
 )
-from runtime.model.kernels.elements import LANES, arguments_of, elements, floats, itemsize, octets, put, stack_floats
+from runtime.model.kernels.elements import (
+    LANES,
+    arguments_of,
+    elements,
+    floats,
+    integers,
+    itemsize,
+    octets,
+    put,
+    stack_floats,
+)
 from runtime.model.kernels.inner_loops import coded_dots, finish
 from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.team import barrier, thread, threads
@@ -50,11 +60,12 @@ def coded(data: Any) -> None:
     a = coded_arguments(data)
     me, team = np.int64(thread()), np.int64(threads())
     x = a.widened
+    place = a.values + me * CODED_ROWS * a.values_stride
     if a.widened_per_thread:
         x += me * a.rows * a.widened_stride
-        _arrange(data, a, x, 0, 1)
+        _arrange(data, a, x, place, 0, 1)
     else:
-        _arrange(data, a, x, me, team)
+        _arrange(data, a, x, place, me, team)
         barrier()
     of_part = a.outputs // a.parts
     for part in range(a.parts):
@@ -63,11 +74,17 @@ def coded(data: Any) -> None:
 
 
 @subroutine(apart=True, fast=frozenset())
-def _arrange(data: Any, a: Any, out: Any, first: Any, step: Any) -> None:
-    """Bring rows ``first``, ``first`` + ``step``, … of x into the order of the numbers of ``a``, a CodedProduct."""
+def _arrange(data: Any, a: Any, out: Any, place: Any, first: Any, step: Any) -> None:
+    """Bring rows ``first``, ``first`` + ``step``, … of x into the order of the numbers of ``a``, a CodedProduct.
+
+    ``place``: scratch of this thread for a row whose columns are in another order.
+    """
     blocks, all_blocks, factor = a.inputs // BLOCK, (a.inputs + BLOCK - 1) // BLOCK, start_factor(a)
     for row in range(first, a.rows, step):
         source, target = a.x + row * a.x_stride, out + row * a.widened_stride
+        if a.order:
+            _gather(data, a, source, place)
+            source = place
         if a.code == INT4:
             int4.arrange(data, source, target, blocks)
             continue
@@ -75,16 +92,27 @@ def _arrange(data: Any, a: Any, out: Any, first: Any, step: Any) -> None:
         if blocks:
             _arrange_blocks(data, a, source, target, blocks, begins, factor)
         if blocks < all_blocks:  # the last columns, and zeros in the place of others
-            place = stack_floats()
-            rest, last = elements(data, place), elements(data, source + blocks * BLOCK * itemsize(data))
+            filled = stack_floats()
+            rest, last = elements(data, filled), elements(data, source + blocks * BLOCK * itemsize(data))
             for column in range(BLOCK):
                 if blocks * BLOCK + column < a.inputs:
                     rest[column] = last[column]
                 else:
                     put(rest, column, np.float32(0))
-            _arrange_blocks(data, a, place, target + 4 * BLOCK * blocks, 1, begins + 4 * blocks, factor)
+            _arrange_blocks(data, a, filled, target + 4 * BLOCK * blocks, 1, begins + 4 * blocks, factor)
         for number in range(all_blocks, (all_blocks + LANES - 1) // LANES * LANES):
             floats(begins)[number] = np.float32(0)
+
+
+@subroutine()
+def _gather(data: Any, a: Any, x: Any, out: Any) -> None:
+    """Copy a row of x in the order of the columns of the weight; 0 where a column is none of x."""
+    values, gathered, order = elements(data, x), elements(data, out), integers(a.order)
+    for column in range(a.inputs):
+        if order[column] >= 0:
+            gathered[column] = values[order[column]]
+        else:
+            put(gathered, column, np.float32(0))
 
 
 @subroutine()

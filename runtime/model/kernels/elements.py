@@ -201,7 +201,7 @@ def pointer_to(element: types.Type) -> Any:
 
 
 numbers, floats = pointer_to(types.int64), pointer_to(types.float32)
-codes, octets = pointer_to(CODE), pointer_to(types.uint8)
+codes, octets, integers = pointer_to(CODE), pointer_to(types.uint8), pointer_to(types.int32)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

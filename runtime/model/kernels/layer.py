@@ -105,9 +105,9 @@ def _product(
         product = CodedProduct(
             x=x, x_stride=x_stride, code=c.code, codes=c.codes, codes_stride=c.codes_stride, scale=c.scale,
             scales=c.scales, scales_stride=c.scales_stride, zeros=c.zeros, zeros_stride=c.zeros_stride, group=c.group,
-            added=added, added_stride=added_stride, out=out, out_stride=out_stride, rows=f.rows, inputs=inputs,
-            outputs=outputs, parts=parts, widened=f.widened, widened_stride=f.widened_stride, widened_per_thread=0,
-            values=f.values, values_stride=f.values_stride,
+            order=c.order, added=added, added_stride=added_stride, out=out, out_stride=out_stride, rows=f.rows,
+            inputs=c.inputs, outputs=outputs, parts=parts, widened=f.widened, widened_stride=f.widened_stride,
+            widened_per_thread=0, values=f.values, values_stride=f.values_stride,
         )  # fmt: skip
         run_kernel(data, f.coded, product)
     else:

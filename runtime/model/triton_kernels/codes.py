@@ -40,20 +40,25 @@ def _integers(codes, points, middle, ZEROS: tl.constexpr):
 
 
 @triton.jit
-def _loaded(x, offsets, column, inputs, live):
-    """Return columns of rows of x [BM, columns]; 0 behind the last one."""
-    return tl.load(x + offsets[:, None] + column[None, :], mask=live[:, None] & (column < inputs)[None, :], other=0.0)
+def _loaded(x, offsets, column, inputs, live, order, ORDERED: tl.constexpr):
+    """Return columns of rows of x [BM, columns]; 0 behind the last one, and where ``order`` of a column is -1."""
+    inside = column < inputs
+    if ORDERED:
+        column = tl.load(order + column, mask=inside, other=-1)
+        inside = column >= 0
+    return tl.load(x + offsets[:, None] + column[None, :], mask=live[:, None] & inside[None, :], other=0.0)
 
 
 @triton.jit
 def tile_product(
-    x, x_offsets, live, codes, scales, zeros, codes_at, scales_at, zeros_at, has_output, begin, inputs, acc,
+    x, x_offsets, live, codes, scales, zeros, order, codes_at, scales_at, zeros_at, has_output, begin, inputs, acc,
     CODE: tl.constexpr, GROUP: tl.constexpr, BK: tl.constexpr, ZEROS: tl.constexpr, EXPONENTS: tl.constexpr,
+    ORDERED: tl.constexpr,
 ):  # fmt: skip
     """Return ``acc`` [BM, BN] and the product of columns ``begin`` … of rows of x with a tile of the weight.
 
     ``x_offsets`` [BM], ``codes_at``, ``scales_at``, ``zeros_at`` [BN]: offsets of the rows; ``GROUP`` 0: a row has one
-    scale.
+    scale. ``order``: columns of x in the order of the weight's, with ``ORDERED``.
     """
     group = 0
     if GROUP > 0:
@@ -65,7 +70,7 @@ def tile_product(
             mask=has_output[None, :] & (column < inputs)[:, None],
             other=0.0,
         )
-        acc += tl.dot(_loaded(x, x_offsets, column, inputs, live), weight, input_precision="ieee")
+        acc += tl.dot(_loaded(x, x_offsets, column, inputs, live, order, ORDERED), weight, input_precision="ieee")
     else:
         factor = _factors(scales, scales_at + group, has_output, EXPONENTS)
         point = factor.to(tl.int32)
@@ -84,8 +89,8 @@ def tile_product(
                 low, high = _float4(low), _float4(high)
             column = begin + byte // 16 * 32 + byte % 16
             first, second = (
-                _loaded(x, x_offsets, column, inputs, live),
-                _loaded(x, x_offsets, column + 16, inputs, live),
+                _loaded(x, x_offsets, column, inputs, live, order, ORDERED),
+                _loaded(x, x_offsets, column + 16, inputs, live, order, ORDERED),
             )
             product = tl.dot(first, low.to(first.dtype), input_precision="ieee")
             product = tl.dot(second, high.to(first.dtype), product, input_precision="ieee")
@@ -95,7 +100,7 @@ def tile_product(
                 codes + codes_at[None, :] + column[:, None],
                 mask=has_output[None, :] & (column < inputs)[:, None], other=0,
             )  # fmt: skip
-            rows = _loaded(x, x_offsets, column, inputs, live)
+            rows = _loaded(x, x_offsets, column, inputs, live, order, ORDERED)
             if CODE == 1:
                 weight = _integers(packed, point, 128, ZEROS).to(rows.dtype)
             else:

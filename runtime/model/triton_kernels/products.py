@@ -31,9 +31,10 @@ SUM_OUTPUTS = 256
 
 @triton.jit
 def product_kernel(
-    x, codes, scales, zeros, added, out, rows, inputs, outputs, x_stride, codes_stride, scales_stride, zeros_stride,
-    added_stride, out_stride, split_stride, split_columns,
-    CODE: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr, EXPONENTS: tl.constexpr, ADDS: tl.constexpr,
+    x, codes, scales, zeros, order, added, out, rows, inputs, outputs, x_stride, codes_stride, scales_stride,
+    zeros_stride, added_stride, out_stride, split_stride, split_columns,
+    CODE: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr, EXPONENTS: tl.constexpr, ORDERED: tl.constexpr,
+    ADDS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Multiply some rows with some rows of the weight, over one part of the columns."""
@@ -45,8 +46,8 @@ def product_kernel(
     at = output.to(tl.int64)
     for begin in range(split * split_columns, tl.minimum((split + 1) * split_columns, inputs), BK):
         acc = tile_product(
-            x, row.to(tl.int64) * x_stride, live, codes, scales, zeros, at * codes_stride, at * scales_stride,
-            at * zeros_stride, has_output, begin, inputs, acc, CODE, GROUP, BK, ZEROS, EXPONENTS,
+            x, row.to(tl.int64) * x_stride, live, codes, scales, zeros, order, at * codes_stride, at * scales_stride,
+            at * zeros_stride, has_output, begin, inputs, acc, CODE, GROUP, BK, ZEROS, EXPONENTS, ORDERED,
         )  # fmt: skip
     inside = live[:, None] & has_output[None, :]
     if ADDS:
@@ -81,10 +82,10 @@ def sum_kernel(
 
 @triton.jit
 def grouped_kernel(
-    x, order, codes, scales, zeros, bias, ends, out, inputs, outputs, x_stride, codes_stride, scales_stride,
+    x, picks, codes, scales, zeros, order, bias, ends, out, inputs, outputs, x_stride, codes_stride, scales_stride,
     zeros_stride, codes_group, scales_group, zeros_group,
-    CODE: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr, EXPONENTS: tl.constexpr, PICKED: tl.constexpr,
-    ADDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    CODE: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr, EXPONENTS: tl.constexpr, ORDERED: tl.constexpr,
+    PICKED: tl.constexpr, ADDS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """Multiply the rows of one expert with some rows of its weight; an expert without rows is not read."""
     expert = tl.program_id(1).to(tl.int64)
@@ -97,10 +98,12 @@ def grouped_kernel(
         scales += expert * scales_group
     if ZEROS:
         zeros += expert * zeros_group
+    if ORDERED:
+        order += expert * inputs
     for first in range(start, stop, BM):
         row = first + tl.arange(0, BM)
         live = row < stop
-        pick = tl.load(order + row, mask=live, other=0)
+        pick = tl.load(picks + row, mask=live, other=0)
         if PICKED > 0:
             source, target = pick // PICKED, row
         else:
@@ -108,8 +111,8 @@ def grouped_kernel(
         acc = tl.zeros([BM, BN], tl.float32)
         for begin in range(0, inputs, BK):
             acc = tile_product(
-                x, source * x_stride, live, codes, scales, zeros, at * codes_stride, at * scales_stride,
-                at * zeros_stride, has_output, begin, inputs, acc, CODE, GROUP, BK, ZEROS, EXPONENTS,
+                x, source * x_stride, live, codes, scales, zeros, order, at * codes_stride, at * scales_stride,
+                at * zeros_stride, has_output, begin, inputs, acc, CODE, GROUP, BK, ZEROS, EXPONENTS, ORDERED,
             )  # fmt: skip
         if ADDS:
             acc += tl.load(bias + expert * outputs + output, mask=has_output, other=0.0).to(tl.float32)[None, :]
@@ -131,11 +134,12 @@ def _splits(outputs: int, inputs: int, columns: int) -> int:
     return max(1, min(wanted, inputs // (8 * columns)))
 
 
-def _sizes(form: WeightFormat | None, columns: int, *, zeros: bool) -> dict[str, object]:
+def _sizes(form: WeightFormat | None, columns: int, *, zeros: bool, ordered: bool) -> dict[str, object]:
     return {
         "CODE": CODES.index("plain" if form is None else form.code),
         "GROUP": 0 if form is None else form.group or 0,
         "ZEROS": zeros,
+        "ORDERED": ordered,
         "EXPONENTS": form is not None and form.scale == "float8_e8m0",
         "BN": OUTPUTS,
         "BK": columns,
@@ -149,8 +153,9 @@ def _strides(weight: Coded, dim: int) -> tuple[int, int, int]:
 
 def product(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
     """Return ``x`` [W, in] @ values.t() + ``added`` [W or 1, out] of a quantized weight, with one rounding."""
-    (rows, inputs), outputs = x.shape, weight.codes.shape[0]
-    assert inputs == weight.inputs
+    rows, inputs, outputs = x.shape[0], weight.columns, weight.codes.shape[0]
+    assert x.shape[1] == weight.inputs
+    assert weight.order is None or (weight.order.shape == (inputs,) and weight.order.is_contiguous())
     assert x.stride(1) == 1
     assert added is None or (added.shape[1] == outputs and added.shape[0] in (1, rows))
     out = x.new_empty(rows, outputs)
@@ -161,10 +166,10 @@ def product(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
     target = out if splits == 1 else torch.empty(splits, rows, outputs, dtype=torch.float32, device=x.device)
     launch.start(
         product_kernel, (ceil_div(outputs, OUTPUTS), ceil_div(rows, block), splits), x, weight.codes, weight.scales,
-        weight.zeros, added if splits == 1 else None, target, rows, inputs, outputs, x.stride(0), *_strides(weight, 0),
-        added_stride, outputs, rows * outputs, ceil_div(inputs, splits * columns) * columns,
+        weight.zeros, weight.order, added if splits == 1 else None, target, rows, inputs, outputs, x.stride(0),
+        *_strides(weight, 0), added_stride, outputs, rows * outputs, ceil_div(inputs, splits * columns) * columns,
         ADDS=added is not None and splits == 1, BM=block, warps=8 if block > 32 else 4, stages=3,
-        **_sizes(weight.form, columns, zeros=weight.zeros is not None),
+        **_sizes(weight.form, columns, zeros=weight.zeros is not None, ordered=weight.order is not None),
     )  # fmt: skip
     if splits > 1:
         launch.start(
@@ -193,17 +198,21 @@ def grouped(
     form: WeightFormat | None = None
     scales: Tensor | None = None
     zeros: Tensor | None = None
+    columns_of_x: Tensor | None = None
     if coded is None:
         assert isinstance(weights, Tensor)
         codes = weights
         rows_apart, apart = (weights.stride(1), 0, 0), (weights.stride(0), 0, 0)
     else:
-        form, codes, scales, zeros = coded.form, coded.codes, coded.scales, coded.zeros
+        form, codes, scales, zeros, columns_of_x = coded.form, coded.codes, coded.scales, coded.zeros, coded.order
+        assert coded.columns == inputs
+        assert coded.order is None or (coded.order.shape == (experts, inputs) and coded.order.is_contiguous())
         rows_apart, apart = _strides(coded, 1), _strides(coded, 0)
     columns, block = _tile_columns(form, x.itemsize), min(MOST_ROWS, max(16, power_of_two(ceil_div(rows, experts))))
     launch.start(
-        grouped_kernel, (ceil_div(outputs, OUTPUTS), experts), x, order, codes, scales, zeros, bias, ends, out, inputs,
-        outputs, x.stride(0), *rows_apart, *apart, PICKED=picked or 0, ADDS=bias is not None, BM=block,
-        warps=8 if block > 32 else 4, stages=3, **_sizes(form, columns, zeros=zeros is not None),
+        grouped_kernel, (ceil_div(outputs, OUTPUTS), experts), x, order, codes, scales, zeros, columns_of_x, bias, ends,
+        out, inputs, outputs, x.stride(0), *rows_apart, *apart, PICKED=picked or 0, ADDS=bias is not None, BM=block,
+        warps=8 if block > 32 else 4, stages=3,
+        **_sizes(form, columns, zeros=zeros is not None, ordered=columns_of_x is not None),
     )  # fmt: skip
     return out

@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,24 @@ from torch import Tensor
 from tests.planner.quantized import packers
 from tests.planner.quantized.packers import Codes, Layer
 
-LINEAR = re.compile(r"model\.layers\.\d+\.(self_attn|mlp|block_sparse_moe)\.(?!(?:gate|router)\.weight).*\.weight")
+LINEAR = re.compile(
+    r"model\.layers\.\d+\.(self_attn|mlp|block_sparse_moe)\.(?!(?:gate|router|shared_expert_gate)\.weight).*\.weight"
+)
 """Weights that every quantizer here changes: linear layers but routers; norms are vectors."""
 
 Pack = Callable[[Tensor, int], Layer]
-"""Returns a layer of the shape of a weight; the number differs by layer."""
+"""Returns a layer of the shape of a weight; the number differs by input of a layer."""
+
+
+INPUTS = [(re.compile(r"(?:q|k|v)_proj"), "qkv"), (re.compile(r"(?:gate|up)_proj|w1|w3"), "gate_up")]
+"""Names of layers that have one input, and what they are together."""
+
+
+def input_of(module: str) -> int:
+    """Return a number that layers with the same input have in common."""
+    for expression, name in INPUTS:
+        module = expression.sub(name, module)
+    return zlib.crc32(module.encode())
 
 
 def near(weight: Tensor, seed: int, bits: int, group: int | None, dtype: torch.dtype, *, zeros: bool = True) -> Codes:
@@ -40,6 +55,26 @@ def near(weight: Tensor, seed: int, bits: int, group: int | None, dtype: torch.d
 
 def gptq(weight: Tensor, seed: int) -> Layer:
     return packers.gptq(near(weight, seed, 4, 32, torch.float16), 4, 1)
+
+
+def sorted_gptq(weight: Tensor, seed: int) -> Layer:
+    """GPTQ with columns of a group anywhere."""
+    return packers.gptq(shuffled(near(weight, seed, 4, 32, torch.float16), seed), 4, 1)
+
+
+def shuffled(codes: Codes, seed: int) -> Codes:
+    """Give the groups of codes other columns."""
+    return replace(codes, groups=packers.shuffled_groups(seed, codes.codes.shape[1], codes.group))
+
+
+def sorted_w8(weight: Tensor, seed: int) -> Layer:
+    """compressed-tensors W8A16, groups of 32, symmetric, with columns of a group anywhere."""
+    codes = shuffled(near(weight, seed, 8, 32, torch.bfloat16, zeros=False), seed)
+    tensors = {
+        "weight_packed": packers.words(codes.codes, 8), "weight_scale": codes.scales,
+        "weight_shape": torch.tensor(weight.shape), "weight_g_idx": codes.of_columns.int(),
+    }  # fmt: skip
+    return Layer(tensors=tensors, values=codes.values)
 
 
 def awq(weight: Tensor, seed: int) -> Layer:
@@ -101,10 +136,17 @@ def scheme(weights: dict[str, Any], form: str) -> dict[str, Any]:
 
 
 W4 = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": 64}
+W8_SORTED = {
+    "num_bits": 8, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32, "actorder": "group",
+}  # fmt: skip
 W8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
 
 METHODS: dict[str, tuple[Pack, dict[str, Any]]] = {
     "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": False}),
+    "sorted-gptq": (
+        sorted_gptq, {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": True}
+    ),
+    "sorted-w8": (sorted_w8, scheme(W8_SORTED, "pack-quantized")),
     "awq": (
         awq,
         {
@@ -126,7 +168,7 @@ def quantized(checkpoint: Path, target: Path, method: str, *, head: bool = False
     """
     pack, settings = METHODS[method]
     if head:
-        settings = settings | ({"lm_head": True} if method == "gptq" else {"ignore": ["re:.*gate$"]})
+        settings = settings | ({"lm_head": True} if method.endswith("gptq") else {"ignore": ["re:.*gate$"]})
     coded, exact = target / "coded", target / "exact"
     for directory in (coded, exact):
         shutil.copytree(checkpoint, directory)
@@ -141,8 +183,8 @@ def quantized(checkpoint: Path, target: Path, method: str, *, head: bool = False
         if method == "mxfp4" or not is_linear or tensor.dim() != 2:
             stored[name] = tensor
             continue
-        layer = pack(tensor, number)
         module = name.removesuffix(".weight")
+        layer = pack(tensor, input_of(module))
         stored |= {f"{module}.{part}": t.contiguous() for part, t in layer.tensors.items()}
         tensors[name] = layer.values
     save_file(stored, coded / "model.safetensors", metadata={"format": "pt"})

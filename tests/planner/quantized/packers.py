@@ -31,9 +31,13 @@ class Codes:
     zeros: Tensor
     scales: Tensor
     group: int
+    groups: Tensor | None = None
+    """Group of each column; None: neighbours."""
 
     @classmethod
-    def random(cls, seed: int, out: int, columns: int, *, bits: int, group: int, dtype: torch.dtype) -> "Codes":
+    def random(
+        cls, seed: int, out: int, columns: int, *, bits: int, group: int, dtype: torch.dtype, shuffled: bool = False
+    ) -> "Codes":
         rng = torch.Generator().manual_seed(seed)
         count = columns // group
         return cls(
@@ -41,12 +45,22 @@ class Codes:
             zeros=torch.randint(1, 1 << bits, (out, count), generator=rng),
             scales=(torch.rand((out, count), generator=rng) + 0.5).to(dtype),
             group=group,
+            groups=shuffled_groups(seed, columns, group) if shuffled else None,
         )
 
     @property
+    def of_columns(self) -> Tensor:
+        """Group of each column."""
+        return torch.arange(self.codes.shape[1]) // self.group if self.groups is None else self.groups
+
+    @property
     def values(self) -> Tensor:
-        zeros, scales = (t.repeat_interleave(self.group, 1) for t in (self.zeros, self.scales.float()))
-        return (self.codes - zeros).float() * scales
+        return (self.codes - self.zeros[:, self.of_columns]).float() * self.scales.float()[:, self.of_columns]
+
+
+def shuffled_groups(seed: int, columns: int, group: int) -> Tensor:
+    """Return the group of each column, of an order that a calibration may give."""
+    return (torch.arange(columns) // group)[torch.randperm(columns, generator=torch.Generator().manual_seed(seed))]
 
 
 def words(codes: Tensor, bits: int) -> Tensor:
@@ -62,13 +76,12 @@ def words(codes: Tensor, bits: int) -> Tensor:
 
 def gptq(codes: Codes, bits: int, stored_zero: int) -> Layer:
     """GPTQ: everything transposed; zero points are stored less ``stored_zero``."""
-    columns = codes.codes.shape[1]
     return Layer(
         tensors={
             "qweight": words(codes.codes, bits).t().contiguous(),
             "qzeros": words((codes.zeros - stored_zero).t().contiguous(), bits),
             "scales": codes.scales.t().contiguous(),
-            "g_idx": (torch.arange(columns) // codes.group).int(),
+            "g_idx": codes.of_columns.int(),
         },
         values=codes.values,
     )

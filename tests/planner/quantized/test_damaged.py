@@ -26,6 +26,7 @@ SIZES: dict[str, Any] = {
 Change = Callable[[dict[str, Tensor], dict[str, Any]], object]
 """Changes tensors and config in place."""
 UP = "model.layers.0.mlp.up_proj."
+DOWN, KEY = "model.layers.0.mlp.down_proj.", "model.layers.0.self_attn.k_proj."
 EXPERTS = "model.layers.0.mlp.experts."
 
 
@@ -65,6 +66,18 @@ DAMAGED: list[tuple[str, Change, str]] = [
     ("gptq", setting(group_size=64), r"qzeros: found shape"),
     ("gptq", setting(bits=8), r"qweight: found shape"),
     ("gptq", setting(dynamic={"-:.*up_proj": {}}), r"up_proj: another format than .*gate_proj has"),
+    ("sorted-gptq", drop(f"{UP}g_idx"), r"up_proj\.g_idx: missing"),
+    ("sorted-gptq", put(f"{UP}g_idx", with_one(2)), r"up_proj\.g_idx\[1\]: found group 2, expected 0 to 1"),
+    ("sorted-gptq", put(f"{DOWN}g_idx", with_one(-1)), r"down_proj\.g_idx\[1\]: found group -1, expected 0 to 3"),
+    ("sorted-gptq", put(f"{DOWN}g_idx", torch.zeros_like), r"down_proj\.g_idx: group 0: found 128 columns, "),
+    ("sorted-gptq", put(f"{UP}g_idx", lambda t: 1 - t), r"up_proj\.g_idx\[0\]: .*, as .*gate_proj"),
+    ("sorted-gptq", put(f"{KEY}g_idx", lambda t: 1 - t), r"k_proj\.g_idx\[0\]: .*, as .*q_proj\.g_idx"),
+    ("sorted-gptq", put(f"{UP}g_idx", lambda t: t[1:]), r"up_proj\.g_idx: found shape \[63\], expected \[64\]"),
+    ("sorted-gptq", put(f"{UP}g_idx", lambda t: t.float()), r"up_proj\.g_idx: found dtype F32, expected I32"),
+    ("sorted-gptq", setting(desc_act=False), r"q_proj\.g_idx\[\d+\]: found group ., expected .: .*does not say"),
+    ("sorted-gptq", setting(static_groups=True), r"q_proj\.g_idx\[\d+\]: found group"),
+    ("sorted-w8", drop(f"{UP}weight_g_idx"), r"up_proj\.weight_g_idx: missing"),
+    ("sorted-w8", put(f"{UP}weight_g_idx", with_one(9)), r"up_proj\.weight_g_idx\[1\]: found group 9, expected 0 to 1"),
     ("awq", drop(f"{UP}qzeros"), r"up_proj\.qzeros: missing"),
     ("awq", put(f"{UP}qweight", lambda t: t[:, 1:]), r"up_proj\.qweight: found shape \[64, 15\], expected \[64, 16\]"),
     ("awq", put(f"{UP}scales", with_one(float("-inf"))), r"up_proj\.scales\[0, 1\]: found an infinity"),

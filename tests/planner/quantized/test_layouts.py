@@ -1,5 +1,6 @@
 """Every layout of a checkpoint becomes the layout of images, bit for bit, in any rows."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -174,13 +175,73 @@ def test_mxfp4_by_transformers() -> None:
     assert torch.equal(found, layer.values)
 
 
-def test_columns_in_another_order_are_refused() -> None:
-    codes = packers.Codes.random(0, 8, 64, bits=4, group=32, dtype=torch.float16)
-    layer = packers.gptq(codes, 4, 1)
-    order = layer.tensors["g_idx"].flip(0)
-    stored = stored_as({"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True}, 8, 64, torch.float16)
-    with pytest.raises(CheckpointError, match=r"g_idx\[0\]: found group 1, expected 0: .*desc_act"):
-        image_values(stored, layer.tensors | {"g_idx": order})
+def sorted_layer(seed: int, bits: int, group: int, *, compressed: bool, zeros: bool) -> tuple[Stored, packers.Layer]:
+    """Return a layer [24, 256] whose groups have columns anywhere."""
+    codes = packers.Codes.random(seed, 24, 256, bits=bits, group=group, dtype=torch.float16, shuffled=True)
+    if not compressed:
+        config = {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": True}
+        return stored_as(config, 24, 256, torch.float16), packers.gptq(codes, bits, 1)
+    if not zeros:
+        codes = dataclasses.replace(codes, zeros=torch.full_like(codes.zeros, 1 << (bits - 1)))
+    tensors = {
+        "weight_packed": packers.words(codes.codes, bits), "weight_scale": codes.scales,
+        "weight_g_idx": codes.of_columns.int(),
+    }  # fmt: skip
+    if zeros:
+        tensors["weight_zero_point"] = packers.words(codes.zeros.t().contiguous(), bits).t().contiguous()
+    weights = {
+        "num_bits": bits, "type": "int", "symmetric": not zeros, "strategy": "group", "group_size": group,
+        "actorder": "group",
+    }  # fmt: skip
+    stored = stored_as(scheme(weights, "pack-quantized"), 24, 256, torch.float16)
+    return stored, packers.Layer(tensors=tensors, values=codes.values)
+
+
+SORTED = {
+    "seed": st.integers(0, 99), "bits": st.sampled_from([4, 8]), "group": st.sampled_from([32, 64, 128]),
+    "compressed": st.booleans(), "zeros": st.booleans(),
+}  # fmt: skip
+
+
+@given(cuts=st.lists(st.integers(0, 8), min_size=1, max_size=4, unique=True), **SORTED)
+@settings(max_examples=30, deadline=None)
+def test_columns_of_each_device_are_sorted_by_groups(
+    cuts: list[int], seed: int, bits: int, group: int, compressed: bool, zeros: bool
+) -> None:
+    """Each column of a device is there once, with its values, and no others but those that the input has as 0."""
+    stored, layer = sorted_layer(seed, bits, group, compressed=compressed, zeros=zeros)
+    ranges = tuple(itertools.pairwise(sorted({0, *(32 * cut for cut in cuts), 256})))
+    for share in (None, ranges[::2], ranges[1::2] or None):
+        own = dataclasses.replace(stored, share=share)
+        columns = torch.cat([torch.arange(*span) for span in share or ((0, 256),)])
+        order = torch.from_numpy(rows_of(own, "order", (0, own.held), reader(layer.tensors)).copy()).flatten()
+        assert sorted(order[order >= 0].tolist()) == list(range(len(columns)))
+        assert own.held == (256 if len(columns) == 256 else min(256, (len(columns) + 31 * 256 // group) // 32 * 32))
+        as_stored = dataclasses.replace(own, form=own.image_form, columns=own.held)
+        codes, scales, *points = (
+            rows_of(own, part, (0, 24), reader(layer.tensors)) for part in own.parts if part != "order"
+        )
+        found = images.values(as_stored, codes, scales, points[0] if points else None)
+        assert torch.equal(found[:, order >= 0], layer.values[:, columns[order[order >= 0]]])
+
+
+@given(**SORTED)
+@settings(max_examples=10, deadline=None)
+def test_columns_that_another_layer_computes_in_their_order(
+    seed: int, bits: int, group: int, compressed: bool, zeros: bool
+) -> None:
+    stored, layer = sorted_layer(seed, bits, group, compressed=compressed, zeros=zeros)
+    folded = stored.folded()
+    assert "order" not in folded.parts
+    groups = layer.tensors["weight_g_idx" if compressed else "g_idx"]
+    assert torch.equal(image_values(folded, layer.tensors), layer.values[:, torch.sort(groups, stable=True).indices])
+
+
+def test_groups_that_compressed_tensors_leaves_open_are_neighbours() -> None:
+    codes = packers.Codes.random(0, 24, 256, bits=4, group=64, dtype=torch.float16)
+    stored, layer = sorted_layer(0, 4, 64, compressed=True, zeros=True)
+    open_groups = layer.tensors | {"weight_g_idx": torch.full((256,), -1, dtype=torch.int32)}
+    assert torch.equal(image_values(stored.folded(), open_groups), codes.values)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -34,6 +34,8 @@ from runtime.image.slots import host_of, open_image
 from runtime.image.transfer import Host
 from runtime.image.verify import check_images
 from tests.plan_factory import group, make_plan, split_draft, write_base, write_draft
+from tests.planner.quantized.checkpoints import quantized
+from tests.planner.tiny_checkpoints import saved
 
 CPU = torch.device("cpu")
 FORK = multiprocessing.get_context("fork")
@@ -606,6 +608,33 @@ def test_a_drafted_token_out_of_the_vocabulary(artifact: Artifact, number: int, 
     assert forge(artifact, "b", change) == (
         f"{artifact.directory}/b.safetensors: draft.d2t[{number}]: found {value}, which makes drafted token {number} "
         f"token {token} of the model, expected one of 0 to 49: compile it again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("slot", "value", "most"), [("qkv", 64, 63), ("qkv", -2, 63), ("o", 32, 31), ("o", 1 << 30, 31)]
+)
+def test_a_column_out_of_the_input(tmp_path: Path, slot: str, value: int, most: int) -> None:
+    """An order of columns is where a product reads; a device of two has half of the columns of o."""
+    sizes = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+    coded, _ = quantized(saved(tmp_path / "base", **sizes), tmp_path, "sorted-gptq")
+    base = load_base(coded)
+    inputs = Inputs(
+        base_config_sha256=base.config_sha256, base_tensors_sha256=base.tensors_sha256, draft_config_sha256=None,
+        draft_tensors_sha256=None,
+    )  # fmt: skip
+    plan, directory = make_plan(base.model, [group(base.model, ["a", "b"], 1)], inputs=inputs), tmp_path / "plan"
+    directory.mkdir()
+    (directory / "plan.yaml").write_text(codec.dumps(plan))
+    compile_plan(directory, coded, None)
+
+    def change(table: Table, data: bytearray) -> None:
+        at = table[f"layers.0.{slot}.order"]["data_offsets"][0] + 4 * 3
+        data[at : at + 4] = value.to_bytes(4, "little", signed=True)
+
+    assert forge(Artifact(plan=plan, directory=directory, base={}), "b", change) == (
+        f"{directory}/b.safetensors: layers.0.{slot}.order[3]: found column {value}, expected one of 0 to {most}, "
+        "or -1: compile it again"
     )
 
 

@@ -1,5 +1,7 @@
 """Products with quantized weights are those with their values, and each row has the same bits among any others."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -108,6 +110,35 @@ def test_products_are_those_with_the_values_and_a_row_has_the_same_bits_among_an
     expected = x.double() @ values.double().t() + addend
     bound = 2.0**-21 * (x.double().abs() @ largest(form, weight, values).t()) + torch.finfo(dtype).eps * expected.abs()
     assert ((found.double() - expected).abs() <= bound).all()
+
+
+def reordered(weight: weights.Coded, seed: int, missing: int = 0) -> weights.Coded:
+    """Return a weight whose columns are multiplied with others of x, and the first ``missing`` with none."""
+    rng = torch.Generator().manual_seed(seed)
+    columns = weight.inputs - missing
+    order = torch.cat([torch.full((missing,), -1), torch.randperm(columns, generator=rng)]).int()
+    return replace(weight, order=order[torch.randperm(weight.inputs, generator=rng)].contiguous(), inputs=columns)
+
+
+def gathered(x: Tensor, order: Tensor) -> Tensor:
+    """Return the columns of x in an order; 0 where there is none."""
+    return torch.where(order >= 0, x[:, order.clamp(min=0).long()], torch.zeros((), dtype=x.dtype))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_columns_in_another_order_have_the_bits_of_x_in_that_order(form: WeightFormat, dtype: torch.dtype) -> None:
+    """Also where some have no column of x, and where x has an infinity that no column reads."""
+    weight, _ = random_weight(form, 23, 192, 3)
+    own = reordered(weight, 5, missing=40)
+    assert own.order is not None
+    for rows, threads in ((1, 1), (3, 2), (14, 2)):
+        x = torch.randn((rows, 152), generator=torch.Generator().manual_seed(rows)).to(dtype)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ops, "_run", checked_run)
+            patch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            found = weights.product(x, own)
+        assert torch.equal(found, weights.product(gathered(x, own.order), weight))
 
 
 @pytest.mark.parametrize("blocks", [8, 16, 17])

@@ -18,7 +18,7 @@ from runtime.model.layers import WHOLE, Attend, Attention, GatedMlp, Linear, Nor
 from runtime.model.scores import PLAIN, Scores
 from runtime.model.whole_layers import WholeLayers, are_whole
 from tests.runtime.model.kernels.touched import checked_run_layer
-from tests.runtime.model.test_coded import random_weight
+from tests.runtime.model.test_coded import random_weight, reordered
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ALONE = Group(name="stages[0]", ranks=(0,), rank=0, handle=None)
@@ -128,6 +128,7 @@ def in_codes(layer: Layer, names: Sequence[str], forms: Sequence[WeightFormat]) 
         inputs, outputs = linear.weight.shape
         weight, _ = random_weight(forms[number % len(forms)], outputs, inputs, number)
         weight.scales.mul_(0.01)
+        weight = reordered(weight, number) if number % 2 else weight
         changed[name] = replace(linear, weight=weight)
     return replace(
         layer,

@@ -78,7 +78,13 @@ def product(a: Product, size: int, threads: int) -> Iterator[Access]:
 
 
 def coded(a: CodedProduct, size: int, threads: int) -> Iterator[Access]:
-    yield from rows("x", a.x, a.x_stride, a.rows, a.inputs * size)
+    read = a.inputs
+    if a.order:
+        order = list((ctypes.c_int32 * a.inputs).from_address(a.order))
+        yield "order", a.order, a.order + 4 * a.inputs
+        assert min(order) >= -1
+        read = max(order) + 1
+    yield from rows("x", a.x, a.x_stride, a.rows, read * size)
     yield from in_codes("", a, a.outputs, a.inputs, a.values_stride)
     yield from rows("out", a.out, a.out_stride, a.rows, a.outputs * size)
     if a.added:
@@ -223,9 +229,9 @@ def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
         yield from rows("inner", f.inner, 3 * a.channels * size, f.rows, 3 * a.channels * size)
     if f.widened:
         yield from rows("widened", f.widened, f.widened_stride, f.rows, max(inputs) * 4)
-    codes = ((a.inputs, a.qkv_codes), (a.query_heads * d, a.o_codes)) if a.attends else ()
-    codes += ((f.hidden_size, a.gate_up_codes), (a.channels, a.down_codes)) if a.feeds else ()
-    for blocks in [-(-count // 32) for count, matrix_codes in codes if matrix_codes]:
+    codes = (a.qkv_codes, a.o_codes) if a.attends else ()
+    codes += (a.gate_up_codes, a.down_codes) if a.feeds else ()
+    for blocks in [-(-in_words(matrix_codes).inputs // 32) for matrix_codes in codes if matrix_codes]:
         yield from rows("widened", f.widened, f.widened_stride, f.rows, (blocks * 32 + -(-blocks // LANES) * LANES) * 4)
         yield from rows("values", f.values, f.values_stride, threads * CODED_ROWS, blocks * 32 * 4)
 
@@ -238,9 +244,20 @@ def matrix(
     if codes:
         assert (start, stride) == (0, 0)
         assert f.values
-        yield from in_codes(f"{name}.", Codes(*words(codes, len(Codes._fields))), outputs, inputs, f.values_stride)
+        c = in_words(codes)
+        assert c.inputs == inputs or c.order
+        if c.order:
+            order = list((ctypes.c_int32 * c.inputs).from_address(c.order))
+            yield f"{name}.order", c.order, c.order + 4 * c.inputs
+            assert min(order) >= -1
+            assert max(order) < inputs
+        yield from in_codes(f"{name}.", c, outputs, c.inputs, f.values_stride)
     else:
         yield from rows(name, start, stride, outputs, inputs * size)
+
+
+def in_words(address: int) -> Codes:
+    return Codes(*words(address, len(Codes._fields)))
 
 
 TOUCHED: dict[type, Callable[[Any, int, int], Iterator[Access]]] = {
@@ -280,7 +297,7 @@ def checked_run(kernel: Any, dtype: torch.dtype, work: int, call: Any) -> None:
     """
     operands = dict(sys._getframe(1).f_locals)
     if isinstance(weight := operands.get("weight"), Coded):
-        operands |= {"codes": weight.codes, "scales": weight.scales, "zeros": weight.zeros}
+        operands |= {"codes": weight.codes, "scales": weight.scales, "zeros": weight.zeros, "order": weight.order}
     _check(call, dtype, operands, kernel)
     _run(kernel, dtype, work, call)
 

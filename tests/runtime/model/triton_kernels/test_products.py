@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from runtime.model.triton_kernels import products
 from runtime.model.weights import Coded
-from tests.runtime.model.test_coded import FORMS, random_weight
+from tests.runtime.model.test_coded import FORMS, gathered, random_weight, reordered
 from tests.runtime.model.triton_kernels.interpreted import seeded
 
 EXAMPLES = settings(max_examples=12, deadline=None)
@@ -38,6 +38,22 @@ def test_a_product_is_the_exact_one_rounded_once(
     )
 
 
+@EXAMPLES
+@given(
+    form=st.sampled_from(FORMS), dtype=st.sampled_from([torch.float32, torch.float16]),
+    rows=st.sampled_from([1, 3, 70]), blocks=st.sampled_from([1, 3, 17]), missing=st.sampled_from([0, 5]),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_columns_in_another_order_have_the_bits_of_x_in_that_order(
+    form: object, dtype: torch.dtype, rows: int, blocks: int, missing: int, seed: int
+) -> None:
+    weight, _ = random_weight(form, 40, 64 * blocks, seed)  # type: ignore[arg-type]
+    own = reordered(weight, seed, missing)
+    assert own.order is not None
+    x = seeded(rows, own.inputs, dtype=dtype, seed=seed) / 1000
+    assert torch.equal(products.product(x, own), products.product(gathered(x, own.order), weight))
+
+
 def test_the_columns_of_few_outputs_are_divided_by_their_number_alone() -> None:
     assert [products._splits(outputs, 4096, 128) for outputs in (64, 4096, 8192, 28672)] == [4, 4, 2, 1]
     assert products._splits(4096, 14336, 128) == 4
@@ -48,22 +64,26 @@ def test_the_columns_of_few_outputs_are_divided_by_their_number_alone() -> None:
 @given(
     form=st.sampled_from([None, *FORMS]), dtype=st.sampled_from([torch.float32, torch.float16]),
     counts=st.lists(st.sampled_from([0, 0, 2, 4, 20]), min_size=2, max_size=4), outputs=st.integers(1, 70),
-    picked=st.sampled_from([None, 1, 2]), biased=st.booleans(), seed=st.integers(0, 99),
+    picked=st.sampled_from([None, 1, 2]), biased=st.booleans(), ordered=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_each_pick_is_multiplied_with_the_weight_of_its_expert(
-    form: object, dtype: torch.dtype, counts: list[int], outputs: int, picked: int | None, biased: bool, seed: int
-) -> None:
+    form: object, dtype: torch.dtype, counts: list[int], outputs: int, picked: int | None, biased: bool, ordered: bool,
+    seed: int,
+) -> None:  # fmt: skip
     """An expert may have no row, also the first and the last one; its weight is not read: it is not a number."""
     inputs, rows = 96 if form is None else 128, sum(counts)
     experts = [random_weight(form, outputs, inputs, seed) for seed in range(len(counts))] if form else []  # type: ignore[arg-type]
     values = torch.stack([own[1] for own in experts]) if experts else seeded(len(counts), outputs, inputs, dtype=dtype)
     if experts:
-        owns = [own[0] for own in experts]
+        owns = [reordered(own[0], number) if ordered else own[0] for number, own in enumerate(experts)]
+        orders = [own.order for own in owns if own.order is not None]
+        if orders:
+            values = torch.stack([own[1][:, order.argsort()] for own, order in zip(experts, orders, strict=True)])
         zeros = [own.zeros for own in owns if own.zeros is not None]
         weight: Coded | torch.Tensor = Coded(
             form=form, codes=torch.stack([own.codes for own in owns]),  # type: ignore[arg-type]
             scales=torch.stack([own.scales for own in owns]), zeros=torch.stack(zeros) if zeros else None,
-            inputs=inputs,
+            inputs=inputs, order=torch.stack(orders) if orders else None,
         )  # fmt: skip
     else:
         weight = values.clone()
