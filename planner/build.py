@@ -117,7 +117,7 @@ def rebuild(directory: Path, frozen: Plan, settings: Settings) -> Built:
     A plan that kept weights of an earlier one is solved with itself as the earlier one, of which all is to be kept. A
     tree that was chosen is chosen again; where no draft was, the plan has no drafter to try another one with.
     """
-    base = load_base(directory / BASE_CONFIG, frozen.options.weights)
+    base = load_base(directory / BASE_CONFIG, frozen.options.weights, frozen.model)
     draft = None
     if frozen.draft is not None:
         draft = load_planned_draft(draft_config(directory), base, frozen.draft)

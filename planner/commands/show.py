@@ -124,7 +124,7 @@ def show_slot(directory: Path, plan: Plan, name: str, model: Path | None, draft:
     memory = reuse.recall(directory)
     if model is None and memory is not None and Path(memory.base).is_dir():
         model, draft = Path(memory.base), draft or (Path(memory.draft) if memory.draft else None)
-    base = load_base(model or directory / BASE_CONFIG, plan.options.weights)
+    base = load_base(model or directory / BASE_CONFIG, plan.options.weights, plan.model)
     head = None
     if plan.draft is not None:
         source = draft if draft is not None and draft.is_dir() else draft_config(directory)

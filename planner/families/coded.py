@@ -17,7 +17,7 @@ from planner.families.records import BaseReading, Columns, Roles, Source
 from planner.families.windows import classes_of
 from planner.quantized import Mxfp4Recipe, Recipe, ScaleDType, Stored, check
 from plans.quantized import BLOCK, column_unit
-from plans.schema import Attention, Mlp, Model, WeightFormat
+from plans.schema import Attention, LayerClass, Mlp, Model, WeightFormat
 from plans.step import layer_class
 
 _LINEAR = re.compile(r"layers\.(\d+)\.(?:experts\.\d+\.|shared\.)?(q|k|v|o|gate|up|down)\.weight")
@@ -34,16 +34,42 @@ Forms = dict[tuple[int, str], WeightFormat | None]
 
 
 def with_codes(
-    reading: BaseReading, recipe: Recipe, where: str, tensors: Mapping[str, TensorInfo] | None, scales: ScaleDType
+    reading: BaseReading,
+    recipe: Recipe,
+    where: str,
+    tensors: Mapping[str, TensorInfo] | None,
+    scales: ScaleDType,
+    planned: Model | None,
 ) -> BaseReading:
     """Return a reading whose quantized layers have codes; raise ConfigError.
 
-    ``scales``: dtype of scales where there are no ``tensors`` to tell it.
+    Dtypes of scales are those of ``tensors``; where there are none those of ``planned``, as a plan has the model, or
+    else ``scales``.
     """
-    layers = _Layers(recipe=recipe, where=where, tensors=tensors or {}, scales=scales)
+    known = {} if planned is None else _planned_scales(reading.roles, planned)
+    layers = _Layers(recipe=recipe, where=where, tensors=tensors or {}, scales=scales, planned=known)
     head = None if reading.model.tied_head else layers.stored(reading.roles["head.weight"])
     roles, model = replaced(reading.roles, reading.model, layers.stored, head, where)
     return dataclasses.replace(reading, roles=roles, model=model)
+
+
+def _planned_scales(roles: Roles, planned: Model) -> Mapping[str, ScaleDType]:
+    """Return the dtype of scales that a plan has of each layer, by the name of the tensor of its weight."""
+    scales: dict[str, ScaleDType] = {}
+    for role, source in roles.items():
+        form, linear = planned.head_format if role == "head.weight" else None, _LINEAR.fullmatch(role)
+        if linear is not None and int(linear[1]) < planned.num_layers:
+            form = _formats(layer_class(planned, int(linear[1])))[_BLOCKS[linear[2]]]
+        if form is not None and form.scale != "float8_e8m0":
+            scales[source.name] = form.scale
+    return scales
+
+
+def _formats(layers: LayerClass) -> Mapping[str, WeightFormat | None]:
+    """Return the formats of a layer by its blocks."""
+    attention, mlp = layers.attention, layers.mlp
+    blocks = {"qkv": attention.qkv_format, "o": attention.o_format}
+    return blocks | {"gate_up": mlp.gate_up_format, "down": mlp.down_format}
 
 
 def replaced(
@@ -119,6 +145,8 @@ class _Layers:
     where: str
     tensors: Mapping[str, TensorInfo]
     scales: ScaleDType
+    planned: Mapping[str, ScaleDType]
+    """Dtype of scales by the name of the tensor of the weight, as a plan has it."""
     known: dict[str, Stored | None] = field(default_factory=dict)
     """By the name of the tensor of the weight, several roles of which may be packed in one."""
 
@@ -136,7 +164,7 @@ class _Layers:
         if not source.name.endswith(".weight") or len(source.shape) != 2:
             return None
         module, (out, columns) = source.name.removesuffix(".weight"), source.shape
-        stored = self.recipe.stored(module, out, columns, self.scales)
+        stored = self.recipe.stored(module, out, columns, self.planned.get(source.name, self.scales))
         info = None if stored is None else self.tensors.get(stored.tensors["scales"].name)
         if info is None or info.dtype not in _SCALES:
             return stored

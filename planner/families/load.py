@@ -24,7 +24,7 @@ from planner.families.wrappers import WRAPPERS, as_wrapped, text_part
 from planner.quantized import METHODS, Recipe, ScaleDType, read_recipe
 from plans.dtypes import HEADER_NAMES
 from plans.format import quote
-from plans.schema import RoundedWeights
+from plans.schema import Model, RoundedWeights
 
 FAMILIES: Mapping[str, str] = {
     "llama": "LlamaForCausalLM",
@@ -56,16 +56,17 @@ SCALES = (".scales", ".weight_scale", ".weight_scale_inv")
 """Ends of the names of scales in a quantized checkpoint."""
 
 
-def load_base(path: Path, weights: RoundedWeights | None = None) -> BaseInput:
+def load_base(path: Path, weights: RoundedWeights | None = None, planned: Model | None = None) -> BaseInput:
     """Read a base model from a directory or a bare config; raise ConfigError or CheckpointError.
 
-    ``weights``: format to which those of its layers are rounded.
+    ``weights``: format to which those of its layers are rounded. ``planned``: the model as a plan of it has it, which
+    has what headers tell and a bare config does not, the dtypes of scales.
     """
-    base = _load_base(path)
+    base = _load_base(path, planned)
     return base if weights is None else rounded(base, weights)
 
 
-def _load_base(path: Path) -> BaseInput:
+def _load_base(path: Path, planned: Model | None) -> BaseInput:
     checkpoint = read_checkpoint(path)
     _refuse_drafter(checkpoint)
     keys = Keys(checkpoint.config, str(checkpoint.config_file))
@@ -78,7 +79,8 @@ def _load_base(path: Path) -> BaseInput:
     reading: BaseReading = importlib.import_module(f"planner.families.{family}").read(keys)
     if recipe is not None:
         notes = [*notes, CODED_NOTE]
-        reading = with_codes(reading, recipe, str(checkpoint.config_file), checkpoint.tensors, _scales(checkpoint))
+        where, tensors = str(checkpoint.config_file), checkpoint.tensors
+        reading = with_codes(reading, recipe, where, tensors, _scales(checkpoint), planned)
     tensors_sha256 = table_sha256(reading.roles)
     if wrapper is not None:
         reading = as_wrapped(wrapper, reading, checkpoint.tensors or ())

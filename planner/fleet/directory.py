@@ -14,9 +14,11 @@ from planner.errors import OutputError
 from planner.families import load_base, load_planned_draft
 from planner.fleet.build import BuiltFleet, FleetInput
 from planner.plan_directory import BASE_CONFIG, DRAFT_CONFIG, DRAFT_DIRECTORY, draft_config
+from plans import codec
 from plans.acceptance import ACCEPTANCE, dump_profile
 from plans.codec import FLEET_FILE
 from plans.fleet import Fleet, dump_fleet, is_fleet
+from plans.quantized import has_codes
 
 
 def write(directory: Path, built: BuiltFleet, given: FleetInput) -> None:
@@ -61,6 +63,9 @@ def refuse_foreign(directory: Path) -> None:
 def read_input(directory: Path, fleet: Fleet) -> FleetInput:
     """Return the inputs recorded beside a fleet; raise CheckpointError, ArtifactError or PlanError."""
     base = load_base(directory / BASE_CONFIG, fleet.request.options.weights)
+    if has_codes(base.model):
+        planned = codec.load(directory / fleet.templates[0].name).model
+        base = load_base(directory / BASE_CONFIG, fleet.request.options.weights, planned)
     if fleet.draft is None:
         return FleetInput(base=base, draft=None, profile=None, inventory=fleet.inventory)
     draft = load_planned_draft(draft_config(directory), base, fleet.draft)
