@@ -97,7 +97,7 @@ def read_gptq(settings: Settings) -> GptqRecipe:
     version = settings.one_of("checkpoint_format", ("gptq", "gptq_v2"), "gptq")
     if settings.get("format") is not None:
         settings.one_of("format", (version,), version)
-    sorts = settings.boolean("desc_act", False) and not settings.boolean("static_groups", False)
+    sorts = _sorts(settings)
     settings.boolean("sym", True)
     head = settings.boolean("lm_head", False)
     settings.one_of("block_name_to_quantize", ("model.layers",), "model.layers", "other layers are not read here")
@@ -108,6 +108,12 @@ def read_gptq(settings: Settings) -> GptqRecipe:
     rules = tuple(_rule(settings, text, changes, integers) for text, changes in _mapping(settings, "dynamic").items())
     settings.finish(*HARMLESS)
     return GptqRecipe(integers=integers, rules=rules, head=head)
+
+
+def _sorts(settings: Settings) -> bool:
+    """Return whether columns of a group need not be neighbours: they are sorted before groups are made of them."""
+    by_activation, static = settings.boolean("desc_act", False), settings.boolean("static_groups", False)
+    return by_activation and not static
 
 
 def _mapping(settings: Settings, name: str) -> Mapping[str, object]:
@@ -127,7 +133,7 @@ def _rule(settings: Settings, text: str, changes: object, integers: Integers) ->
     group = integers.group if own.get("group_size") is None else group_of(own)
     sorts = integers.sorts
     if own.get("desc_act") is not None:
-        sorts = own.boolean("desc_act", False) and not own.boolean("static_groups", False)
+        sorts = _sorts(own)
     own.finish("sym", "static_groups", "mse", "damp_percent")
     return expression, Integers(bits=bits, group=group, stored_zero=integers.stored_zero, sorts=sorts)
 

@@ -62,6 +62,25 @@ def test_layers_that_have_codes(config: dict[str, Any], plain: str, coded: str) 
     assert code(recipe, coded) is not None
 
 
+def test_columns_are_sorted_where_groups_are_made_behind_their_order() -> None:
+    """As GPTQModel and AutoGPTQ write their settings: a rule of a layer may say otherwise."""
+    settings = GPTQ | {"desc_act": True, "static_groups": False, "group_size": 64}
+    for changes, up, down in (
+        ({}, True, True),
+        ({"desc_act": False}, None, None),
+        ({"static_groups": True}, None, None),
+        ({"group_size": -1}, None, None),
+        ({"dynamic": {r"+:.*down_proj": {"desc_act": False}}}, True, None),
+        ({"desc_act": False, "dynamic": {r".*down_proj": {"desc_act": True}}}, None, True),
+        ({"dynamic": {r".*down_proj": {"group_size": -1}}}, True, None),
+    ):
+        recipe = read(settings | changes)
+        for name, expected in (("up", up), ("down", down)):
+            stored = recipe.stored(f"model.layers.0.mlp.{name}_proj", 256, 256, "float16")
+            assert stored is not None
+            assert (stored.form.ordered, stored.sorts) == (expected, expected is True)
+
+
 def test_bits_differ_by_layer() -> None:
     rules = {r"+:.*\.0\..*": {"bits": 8, "group_size": 64}}
     recipe = read(GPTQ | {"dynamic": rules})
