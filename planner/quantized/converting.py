@@ -135,7 +135,7 @@ def _plain_rows(stored: Stored, part: Part, span: Range, read: Read, block_rows:
 def _gptq(stored: Stored, part: Part, span: Range, read: Read, layout: Gptq) -> Array:
     name = stored.tensors[part].name
     if part == "codes":
-        if not stored.sorts:
+        if not stored.sorts and not layout.middle:
             require_order(stored, read)
         return transposed(read(name, None)[:, span[0] : span[1]], layout.bits)
     if part == "scales":
@@ -146,7 +146,13 @@ def _gptq(stored: Stored, part: Part, span: Range, read: Read, layout: Gptq) -> 
     zeros = zeros[:, span[0] - first * words : span[1] - first * words].T
     if layout.stored_zero and layout.bits == 8 and (zeros == 255).any():
         raise CheckpointError(f"{name}: found a zero point of 256, expected at most 255")
-    return np.ascontiguousarray(zeros + np.uint8(layout.stored_zero))
+    zeros = np.ascontiguousarray(zeros + np.uint8(layout.stored_zero))
+    if layout.middle and (zeros != 1 << (layout.bits - 1)).any():
+        wrong = next(int(zero) for zero in zeros.flat if zero != 1 << (layout.bits - 1))
+        raise CheckpointError(
+            f"{name}: found a zero point of {wrong}, expected {1 << (layout.bits - 1)} of symmetric codes (sym)"
+        )
+    return zeros
 
 
 def _awq(stored: Stored, part: Part, span: Range, read: Read) -> Array:

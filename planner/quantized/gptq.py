@@ -21,7 +21,7 @@ HARMLESS = (
     *("hf_device_map", "disable_exllama", "backend", "adapter", "autoround_version", "packing_format", "data_type"),
     *("lr", "minmax_lr", "iters", "nsamples", "seqlen", "low_gpu_mem_usage", "gradient_accumulate_steps"),
     *("act_bits", "act_group_size", "act_dynamic", "act_sym", "enable_quanted_input", "enable_minmax_tuning"),
-    "scale_dtype",
+    *("scale_dtype", "provider", "act_group_aware"),
 )
 HEAD = "lm_head"
 """The linear layer outside the decoder's layers."""
@@ -46,6 +46,8 @@ class Integers:
     stored_zero: int
     sorts: bool
     """Columns of a group need not be neighbours."""
+    middle: bool = False
+    """Codes are symmetric in the layout of AutoRound, where no tensor says to which group a column belongs."""
 
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored:
         """Return how a layer is stored."""
@@ -61,11 +63,14 @@ class Integers:
             "codes": Expected(name=f"{module}.qweight", dtypes=WORDS, shapes=((columns // words, out),)),
             "zeros": Expected(name=f"{module}.qzeros", dtypes=WORDS, shapes=((count, out // words),)),
             "scales": Expected(name=f"{module}.scales", dtypes=SCALE_HEADERS, shapes=((count, out),)),
-            "order": Expected(name=f"{module}.g_idx", dtypes=WORDS, shapes=((columns,),)),
         }
+        order = Expected(name=f"{module}.g_idx", dtypes=WORDS, shapes=((columns,),))
+        if not self.middle:
+            tensors["order"] = order
         return Stored(
             module=module, out=out, columns=columns, form=form,
-            layout=Gptq(bits=self.bits, stored_zero=self.stored_zero), tensors=tensors, ignored={},
+            layout=Gptq(bits=self.bits, stored_zero=self.stored_zero, middle=self.middle), tensors=tensors,
+            ignored={"order": order} if self.middle else {},
             sorts=form.ordered is not None,
         )  # fmt: skip
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from planner.errors import ConfigError
-from planner.quantized import compressed_tensors, fp8, gptq, mxfp4
+from planner.quantized import autoround, compressed_tensors, fp8, gptq, mxfp4
 from planner.quantized.records import Recipe
 from planner.quantized.settings import Settings
 from plans.format import quote
@@ -13,6 +13,7 @@ METHODS: Mapping[str, Callable[[Settings], Recipe]] = {
     "compressed-tensors": compressed_tensors.read,
     "gptq": gptq.read_gptq,
     "awq": gptq.read_awq,
+    "auto-round": autoround.read,
     "fp8": fp8.read_fp8,
     "modelopt": fp8.read_modelopt,
     "mxfp4": mxfp4.read,

@@ -77,6 +77,12 @@ def sorted_w8(weight: Tensor, seed: int) -> Layer:
     return Layer(tensors=tensors, values=codes.values)
 
 
+def autoround(weight: Tensor, seed: int) -> Layer:
+    """AutoRound, symmetric: as GPTQ, but without groups of columns."""
+    layer = packers.gptq(near(weight, seed, 4, 32, torch.float16, zeros=False), 4, 1)
+    return Layer(tensors={k: t for k, t in layer.tensors.items() if k != "g_idx"}, values=layer.values)
+
+
 def awq(weight: Tensor, seed: int) -> Layer:
     return packers.awq(near(weight, seed, 4, 32, torch.float16))
 
@@ -147,6 +153,13 @@ METHODS: dict[str, tuple[Pack, dict[str, Any]]] = {
         sorted_gptq, {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": True}
     ),
     "sorted-w8": (sorted_w8, scheme(W8_SORTED, "pack-quantized")),
+    "auto-round": (
+        autoround,
+        {
+            "quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": True, "data_type": "int", "iters": 200,
+            "packing_format": "auto_round:auto_gptq", "extra_config": {"lm_head": {"bits": 16, "data_type": "float"}},
+        },
+    ),
     "awq": (
         awq,
         {

@@ -87,6 +87,17 @@ def test_gptq(seed: int, bits: int, out: int, group: int, dtype: torch.dtype, ve
     assert torch.equal(image_values(stored, layer.tensors), layer.values)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_autoround(bits: int) -> None:
+    codes = packers.Codes.random(bits, 24, 128, bits=bits, group=64, dtype=torch.float16)
+    codes = dataclasses.replace(codes, zeros=torch.full_like(codes.zeros, 1 << (bits - 1)))
+    layer = packers.gptq(codes, bits, 1)
+    config = {"quant_method": "auto-round", "bits": bits, "group_size": 64, "sym": True}
+    stored = stored_as(config, 24, 128, torch.float16)
+    assert torch.equal(image_values(stored, layer.tensors), layer.values)
+    assert torch.equal(image_values(stored, {k: t for k, t in layer.tensors.items() if k != "g_idx"}), layer.values)
+
+
 @given(seed=st.integers(0, 99), out=st.sampled_from([8, 24, 40]), group=st.sampled_from([32, 64, 128]))
 @settings(max_examples=15, deadline=None)
 def test_awq(seed: int, out: int, group: int) -> None:

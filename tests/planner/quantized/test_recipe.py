@@ -17,6 +17,7 @@ WHERE = "config.json: quantization_config"
 GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
 AWQ: dict[str, Any] = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
 FP8: dict[str, Any] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+AUTOROUND: dict[str, Any] = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True}
 WEIGHTS: dict[str, Any] = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128}
 
 
@@ -42,6 +43,8 @@ def code(recipe: Recipe, module: str) -> str | None:
     [
         (GPTQ, "lm_head", UP),
         (GPTQ | {"dynamic": {r"-:.*\.down_proj": {}}}, "model.layers.3.mlp.down_proj", "model.layers.3.mlp.up_proj"),
+        (AUTOROUND, "lm_head", UP),
+        (AUTOROUND | {"extra_config": {UP: {"bits": 16}, "lm_head": {"bits": 8}}}, UP, "lm_head"),
         (AWQ | {"modules_to_not_convert": ["self_attn"]}, "model.layers.0.self_attn.q_proj", UP),
         (FP8 | {"modules_to_not_convert": ["gate"]}, "model.layers.0.mlp.gate", "model.layers.0.mlp.gate_proj"),
         (FP8 | {"ignored_layers": ["model.layers.1"]}, "model.layers.1.mlp.up_proj", "model.layers.10.mlp.up_proj"),
@@ -108,6 +111,13 @@ def test_bits_differ_by_layer() -> None:
         (GPTQ | {"dynamic": {"+:x": {"bits": 2}}}, r"dynamic\['\+:x'\]\.bits: found 2"),
         (GPTQ | {"dynamic": []}, r"dynamic: found \[\], expected an object"),
         (GPTQ | {"rotation": "hadamard"}, r"rotation: unknown key"),
+        (AUTOROUND | {"sym": False}, r"sym: found False, expected True: zero points of this layout"),
+        (AUTOROUND | {"packing_format": "auto_round:auto_awq"}, r"packing_format: found 'auto_round:auto_awq'"),
+        (AUTOROUND | {"extra_config": {"lm_head": {"bits": 3}}}, r"extra_config\['lm_head'\]\.bits: found 3"),
+        (AUTOROUND | {"extra_config": {"lm_head": 4}}, r"extra_config\['lm_head'\]: found 4, expected an object"),
+        (AUTOROUND | {"extra_config": []}, r"extra_config: found \[\], expected an object"),
+        (AUTOROUND | {"data_type": "mx_fp"}, r"data_type: found 'mx_fp', expected 'int'"),
+        (AUTOROUND | {"rotation": 1}, r"rotation: unknown key"),
         (AWQ | {"version": "gemv"}, r"version: found 'gemv', expected gemm"),
         (AWQ | {"zero_point": False}, r"zero_point: found False"),
         (AWQ | {"bits": 8}, r"bits: found 8"),
