@@ -12,7 +12,7 @@ from planner.families import load_base, load_draft
 from planner.images.compile import compile_plan
 from plans import codec
 from plans.check import require
-from plans.schema import DType, Inputs, Plan, RoundedWeights
+from plans.schema import DType, Inputs, KvAxis, Plan, RoundedWeights
 from tests.contract.checkpoints import compiled as compiled_plan
 from tests.contract.checkpoints import write_checkpoints
 from tests.contract.ranks import decoded, on_all_ranks, with_engines
@@ -39,6 +39,7 @@ def compiled(
     weights: RoundedWeights | None = None,
     embed: Sequence[str] | None = None,
     head: Sequence[str] | None = None,
+    axis: KvAxis = "heads",
 ) -> tuple[Plan, Path]:
     """Compile a plan with a random drafter that fits the base; of several devices the first has most of the MLPs.
 
@@ -50,7 +51,7 @@ def compiled(
         drafter, hidden_size=base.model.hidden_size, num_heads=4, head_dim=16, vocab_size=32, draft_vocab_size=20
     )
     draft = load_draft(drafter, base)
-    group = whole_group(base.model, devices, "heads")
+    group = whole_group(base.model, devices, axis)
     others = (1,) * (len(devices) - 1)
     runs = tuple(replace(run, mlp_units=(sum(run.mlp_units) - len(others), *others)) for run in group.runs)
     plan = make_plan(
@@ -100,6 +101,14 @@ def test_logits_and_tokens_are_those_of_the_dequantised_model(
     same_as_exact(tmp_path, coded, exact, family)
 
 
+@pytest.mark.parametrize("axis", ["context", "head_dim"])
+def test_columns_that_are_sorted_are_divided_along_every_axis(tmp_path: Path, axis: KvAxis) -> None:
+    """A device has columns of o from parts of heads; MLPs are divided unequally."""
+    torch.manual_seed(4)
+    coded, exact = quantized(saved(tmp_path / "base", "llama", **SIZES), tmp_path, "sorted-gptq")
+    same_as_exact(tmp_path, coded, exact, "llama", axis=axis, divisions=(("a", "b"),))
+
+
 @pytest.mark.parametrize("method", ["gptq", "w4a16", "w8", "sorted-gptq"])
 def test_a_quantized_lm_head_is_read(tmp_path: Path, method: str) -> None:
     torch.manual_seed(4)
@@ -127,7 +136,15 @@ def test_rounded_weights_decode_as_the_dequantised_model(
     same_as_exact(tmp_path, base, dequantised(base, tmp_path / "exact", weights), family, weights)
 
 
-def same_as_exact(tmp_path: Path, coded: Path, exact: Path, family: str, weights: RoundedWeights | None = None) -> None:
+def same_as_exact(
+    tmp_path: Path,
+    coded: Path,
+    exact: Path,
+    family: str,
+    weights: RoundedWeights | None = None,
+    axis: KvAxis = "heads",
+    divisions: Sequence[tuple[str, ...]] = (("a",), ("a", "b")),
+) -> None:
     """Compare logits and tokens of a compiled checkpoint with those of a model in transformers."""
     model = CLASSES[family][1].from_pretrained(exact, dtype=torch.float32).requires_grad_(False).eval()
     model.generation_config.eos_token_id = None
@@ -136,8 +153,8 @@ def same_as_exact(tmp_path: Path, coded: Path, exact: Path, family: str, weights
         logits = model(torch.tensor([PROMPT])).logits[0]
     expected = tuple(out[0, len(PROMPT) :].tolist())
     assert len(set(expected)) > 4, "a model that repeats a few tokens would prove nothing"
-    for devices in (("a",), ("a", "b")):
-        plan, directory = compiled(tmp_path, coded, devices, weights=weights)
+    for devices in divisions:
+        plan, directory = compiled(tmp_path, coded, devices, weights=weights, axis=axis)
         for state in on_all_ranks(plan, directory, lambda image, comm, plan=plan: last_states(plan, image, comm)):
             ours = state @ model.lm_head.weight.T
             assert (ours - logits).abs().max() <= 1e-4 * logits.abs().max()
