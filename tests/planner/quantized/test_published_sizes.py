@@ -77,6 +77,10 @@ PUBLISHED = {
         "gpt_oss", 24, 2880, (64, 8), 2880, 201088, 4.79, 4.8, 4.17, num_local_experts=32, num_experts_per_tok=4,
         head_dim=64, sliding_window=128, swiglu_limit=7.0, attention_bias=True,
     ),
+    "openai/gpt-oss-120b": row(  # total_size of its index: 65 248 815 744
+        "gpt_oss", 36, 2880, (64, 8), 2880, 201088, 65.2488, num_local_experts=128, num_experts_per_tok=4,
+        head_dim=64, sliding_window=128, swiglu_limit=7.0, attention_bias=True,
+    ),
 }  # fmt: skip
 """File lists of huggingface.co/NAME/tree/main, or sizes in the model cards, as of 2023 to 2025."""
 
