@@ -1,11 +1,12 @@
 """Measures the CPUs of an inventory of this machine, by commands of the runtime, which the planner does not import.
 
-``calibrate`` gives rates and messages, of devices alone and of several at once. Then the embedded demo model, whose
+``calibrate`` gives rates and messages, of devices alone and of several at once. The embedded demo model, whose
 weights take next to no time, is planned on one tensor-parallel group of each such number of devices, compiled and timed
 by ``bench``: what the parts of its steps took beyond what these figures explain is fixed time of a layer, of a
 drafter's pass, and of embedding and lm_head with all that is in no part (``planner.costs.fixed_work``). Of several
 runs, spread over the time, the one with the shortest steps counts, as other programs make one longer and none shorter;
-all its parts do, since the shortest times of different steps are less than any step takes.
+all its parts do, since the shortest times of different steps are less than any step takes. Half of the samples are
+taken before these runs and half behind them: a virtual machine is slower for half a minute, and faster again.
 """
 
 import json
@@ -14,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,10 +52,34 @@ MODULE = "runtime"
 TREE = Tree(kind="dynamic", total_token=16, depth=3, top_k=4, paths=None)
 CONTEXT = 240
 """Positions that with the tree are a whole number of blocks, as whose rows attention is counted."""
-BENCH = ("--json", "--quiet", "--repeats", "4", "--prompt-tokens", "216", "--max-new-tokens", "24")
+BENCH = ("--json", "--quiet", "--repeats", "3", "--prompt-tokens", "216", "--max-new-tokens", "24")
 """Positions near the context, whose attention is what is predicted."""
 BENCHES = 3
 UNIT_NS = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timed:
+    """Times of a plan's steps in ns, as ``runtime bench`` takes them: of each mode's fastest steps."""
+
+    plain: int
+    """A whole step of plain decoding."""
+    layers: int
+    """Its layers."""
+    eagle: int
+    """A whole step with a tree."""
+    tree_layers: int
+    drafter: int
+
+    @property
+    def tables(self) -> int:
+        """All of a plain step but its layers: embedding, lm_head, commit, and what is in no part."""
+        return max(0, self.plain - self.layers)
+
+    @property
+    def tree_tables(self) -> int:
+        """The same of a step with a tree."""
+        return max(0, self.eagle - self.tree_layers - self.drafter)
 
 
 def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -73,9 +98,11 @@ def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     others = [device.id for device in inventory.devices if device.kind != "cpu"]
     if not cpus:
         raise InputError(f"{where}: no CPU device, and GPUs are not measured: their figures stay as they are")
-    samples = calibrated(len(cpus))
+    before = calibrated(len(cpus))
+    steps = demo_steps(map(int, before["products_ns"]), before["threads"])
+    samples = joined(before, calibrated(len(cpus)))
     link = link_of(samples)
-    measured = device_data(with_fixed_times(rates_of(samples), link, samples["threads"]))
+    measured = device_data(with_fixed_times(rates_of(samples), link, steps))
     hosts = [
         host
         | {"devices": [_with_measured(own, measured) if own["id"] in cpus else own for own in host["devices"]]}
@@ -89,19 +116,29 @@ def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
 # ---- fixed times ----
 
 
-def with_fixed_times(computing: Sequence[Computing], link: MeasuredLink | None, threads: int) -> list[Computing]:
-    """Return the figures with overheads and passes, of steps of the demo model on as many devices.
+def demo_steps(at_once: Iterable[int], threads: int) -> dict[int, tuple[Plan, list[Timed]]]:
+    """Return the plan of the demo model on each such number of devices, with the times of some runs, taken in turns.
 
-    Each has so many threads, whether it computes alone or beside others.
+    Each device has so many threads, whether it computes alone or beside others.
     """
     with tempfile.TemporaryDirectory(prefix="measure-") as name:
-        plans = {own.devices: demo_plan(Path(name) / f"{own.devices}", own.devices) for own in computing}
-        runs: dict[int, list[Timed]] = {devices: [] for devices in plans}
+        steps = {count: (demo_plan(Path(name) / f"{count}", count), list[Timed]()) for count in at_once}
         for _ in range(BENCHES):
-            for devices, known in runs.items():
-                with _on_cores(devices * threads):
-                    known.append(timed(Path(name) / f"{devices}" / "plan"))
-    return [_fixed_times(own, priced(plans[own.devices], computing, link), runs[own.devices]) for own in computing]
+            for count, (_, runs) in steps.items():
+                with _on_cores(count * threads):
+                    runs.append(timed(Path(name) / f"{count}" / "plan"))
+    return steps
+
+
+def with_fixed_times(
+    computing: Sequence[Computing], link: MeasuredLink | None, steps: Mapping[int, tuple[Plan, Sequence[Timed]]]
+) -> list[Computing]:
+    """Return the figures with overheads and passes, of steps of the demo model on as many devices."""
+    explained = []
+    for own in computing:
+        plan, runs = steps[own.devices]
+        explained.append(_fixed_times(own, priced(plan, computing, link), runs))
+    return explained
 
 
 @contextmanager
@@ -127,30 +164,6 @@ def demo_plan(directory: Path, devices: int) -> Plan:
     result.write(directory / "plan")
     compile_images(directory / "plan")
     return result.plan
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Timed:
-    """Times of a plan's steps in ns, as ``runtime bench`` takes them: of each mode's fastest steps."""
-
-    plain: int
-    """A whole step of plain decoding."""
-    layers: int
-    """Its layers."""
-    eagle: int
-    """A whole step with a tree."""
-    tree_layers: int
-    drafter: int
-
-    @property
-    def tables(self) -> int:
-        """All of a plain step but its layers: embedding, lm_head, commit, and what is in no part."""
-        return max(0, self.plain - self.layers)
-
-    @property
-    def tree_tables(self) -> int:
-        """The same of a step with a tree."""
-        return max(0, self.eagle - self.tree_layers - self.drafter)
 
 
 def timed(directory: Path) -> Timed:
@@ -254,6 +267,16 @@ def _with(plan: Plan, changed: Callable[[Device], Device]) -> Plan:
 def calibrated(processes: int) -> dict[str, Any]:
     """Return the samples of ``python -m runtime calibrate``."""
     return _output("calibrate", "--processes", str(processes), "--within", str(CALIBRATION_S))
+
+
+def joined(one: Any, other: Any) -> Any:
+    """Return samples that have the times of two measurements, which are lists of numbers, and what both have alike."""
+    if isinstance(one, dict):
+        return {name: joined(value, other[name]) for name, value in one.items()}
+    if isinstance(one, list):
+        entries = bool(one) and isinstance(one[0], dict)
+        return [joined(*pair) for pair in zip(one, other, strict=True)] if entries else one + other
+    return one
 
 
 def _output(*arguments: str) -> dict[str, Any]:

@@ -71,14 +71,14 @@ class Work:
 
     traffic_bytes: int
     flops: int
-    attends: int = 0
-    """Operations among ``flops`` that are of scores and weighted sums, which a CPU does more slowly."""
+    scores: int = 0
+    """Scores of attention: rows times positions times query heads, each with work of its own on a CPU."""
 
     def ns(self, device: Device) -> int:
         return ceil_div(self.ps(device), PS_PER_NS)
 
     def ps(self, device: Device) -> int:
-        return share_ps(device, self.traffic_bytes, self.flops, self.attends)
+        return share_ps(device, self.traffic_bytes, self.flops, self.scores)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,8 +126,11 @@ def attention_work(attention: Attention, sizes: Pass, share: KvShare, cache_byte
     weights = read_bytes(attention.qkv_format, qkv // sizes.inputs, sizes.inputs, sizes.width)
     weights += read_bytes(form, sizes.hidden, out, sizes.width)
     weights += order_bytes(attention.qkv_format, sizes.inputs) + order_bytes(form, out)
-    attends = 4 * rows * keys * wide
-    return Work(traffic_bytes=weights + cache_bytes, flops=2 * rows * parameters + attends, attends=attends)
+    return Work(
+        traffic_bytes=weights + cache_bytes,
+        flops=2 * rows * parameters + 4 * rows * keys * wide,
+        scores=rows * keys * heads,
+    )
 
 
 def exchange_ns(attention: Attention, sizes: Pass, share: KvShare, tiers: Callable[[int], Sequence[Tier]]) -> int:
@@ -409,7 +412,7 @@ class DraftShares:
             return Work(
                 traffic_bytes=sum(layer.traffic_bytes for layer in layers) + fc * sizes.width,
                 flops=sum(layer.flops for layer in layers) + 2 * sizes.rows * fc,
-                attends=sum(layer.attends for layer in layers),
+                scores=sum(layer.scores for layer in layers),
             )
 
         return cache(work)

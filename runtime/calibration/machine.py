@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import torch
 
-from runtime.calibration.rates import BYTES, HELD, Held, Products, Span, Spans
+from runtime.calibration.rates import BYTES, HELD, Held, Products, Span, Spans, products_of
 from runtime.comm.shared_memory import SharedGroup, SharedMemory, unnamed_memory
 from runtime.errors import MachineError
 from runtime.model import ops
@@ -28,9 +28,9 @@ MESSAGES = (1 << 10, 1 << 16)
 """Bytes of a sum: one whose time is latency, and one of several rows of a large model."""
 SUM_REPEATS = 12
 """Sums of each size in a round."""
-ROUNDS = 16
+ROUNDS = 6
 LEAST_ROUNDS = 2
-PART_OF_ROUNDS = 0.5
+PART_OF_ROUNDS = 0.25
 """Part of the time within which all is to be done after which no further round is begun, but for the least."""
 PAUSE_S = 0.002
 """Time before a message after which its receivers sleep (``runtime.comm.shared_memory``: 50 us)."""
@@ -62,8 +62,9 @@ class Samples:
     cached_bytes: int
     """Of the weights that were read again and again."""
     products_ns: dict[int, dict[Held, dict[str, dict[int, list[int]]]]]
-    """By the processes that compute at once, where the weights are, dtype and rows, from the first begin to the last
-    end: the least of each round. Of more processes than cores some wait for one."""
+    """By the processes that compute at once, where the weights are, dtype and rows: time of a product on the slowest,
+    the least of each round. Of more processes than cores, some of which wait for one, from the first begin to the last
+    end."""
     sums: tuple[Sum, ...]
     message_ns: list[int]
     """Until a short message is with a process that sleeps: the least of each round. None with one process."""
@@ -99,7 +100,8 @@ def measure(processes: int, within_s: int) -> Samples:
                 process.join()
     slowest = {
         at_once: {
-            held: {name: _slowest(results[:at_once], (at_once, held, name)) for name in by_held[held]} for held in HELD
+            held: {name: _slowest(results[:at_once], (at_once, held, name), cores) for name in by_held[held]}
+            for held in HELD
         }
         for at_once, by_held in results[0][0].products.items()
     }
@@ -156,11 +158,20 @@ def _least(times: list[list[list[_Time]]], of_all: Callable[[Sequence[_Time]], i
     return [min(map(of_all, zip(*of_round, strict=True))) for of_round in zip(*times, strict=True)]
 
 
-def _slowest(results: Sequence[Sequence[_Round]], of: tuple[int, Held, str]) -> dict[int, list[int]]:
-    """Return by rows the least time of each round in which all processes had their product."""
+def _slowest(results: Sequence[Sequence[_Round]], of: tuple[int, Held, str], cores: int) -> dict[int, list[int]]:
+    """Return by rows the least time of each round of a product on all processes."""
     at_once, held, name = of
     spans = [[own.products[at_once][held][name] for own in rounds] for rounds in results]
-    return {rows: _least([[own[rows] for own in rounds] for rounds in spans], _spanned) for rows in spans[0][0]}
+    time_of = _spanned if at_once > cores else _longest
+    return {
+        rows: [ns // products_of(rows) for ns in _least([[own[rows] for own in rounds] for rounds in spans], time_of)]
+        for rows in spans[0][0]
+    }
+
+
+def _longest(spans: Sequence[Span]) -> int:
+    """Return the time of the slowest; that by which one begins after another is counted in sums."""
+    return max(end - begin for begin, end in spans)
 
 
 def _spanned(spans: Sequence[Span]) -> int:

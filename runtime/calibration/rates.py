@@ -1,8 +1,9 @@
 """Products of a few rows with weights that no cache holds and with some that one does, in the dtypes of plans.
 
-A sample is one product with a piece of the weights, which takes a millisecond or so: on a busy machine, too, most of
-them end before another program gets the core. Pieces are taken in turn, so that each is out of the caches when it comes
-again; those of the ``cached`` set are few enough to stay, and are read once before they are timed.
+A sample is one product of many rows with a piece of the weights, or several of few rows, which takes a tenth of a
+millisecond to a few: long beside the time by which processes begin apart, and on a busy machine, too, most samples end
+before another program gets the core. Pieces are taken in turn, so that each is out of the caches when it comes again;
+those of the ``cached`` set are few enough to stay, and are read once before they are timed.
 """
 
 import time
@@ -27,8 +28,10 @@ INPUTS: dict[Held, int] = {"memory": 1024, "cached": 256}
 """Of a piece: models that a cache holds have narrow matrices, and products with these are slower."""
 BYTES: dict[Held, int] = {"memory": 96 << 20, "cached": 20 << 20}
 """All pieces of a dtype: several times the caches of two cores, and a small model with its drafter."""
-TURNS = 6
+TURNS = 3
 """Samples of each product in a round; the least of them counts."""
+SAMPLE_ROWS = 16
+"""Rows that the products of a sample have in all, or more."""
 
 Span = tuple[int, int]
 """Begin and end in ns, by the clock that all processes of a machine have."""
@@ -64,17 +67,24 @@ class Products:
         times: Spans = {held: {name: {rows: [] for rows in ROWS} for name in NAMES} for held in HELD}
         for held, name, rows in self._rows:
             x = self._rows[held, name, rows]
-            for weight in self._turns(held, name, turns):
+            for weights in self._turns(held, name, turns, products_of(rows)):
                 ready()
                 began = time.perf_counter_ns()
-                ops.product(x, weight)
+                for weight in weights:
+                    ops.product(x, weight)
                 times[held][name][rows].append((began, time.perf_counter_ns()))
         return times
 
-    def _turns(self, held: Held, name: str, turns: int) -> Iterator[Tensor]:
-        """Yield the pieces of so many samples."""
+    def _turns(self, held: Held, name: str, turns: int, products: int) -> Iterator[list[Tensor]]:
+        """Yield the pieces of so many samples of so many products."""
         pieces = self._pieces[held, name]
         if held == "cached":
             for piece in pieces:
                 ops.product(self._rows[held, name, 1], piece)
-        yield from (pieces[next(self._next) % len(pieces)] for _ in range(turns))
+        for _ in range(turns):
+            yield [pieces[next(self._next) % len(pieces)] for _ in range(products)]
+
+
+def products_of(rows: int) -> int:
+    """Return the products of a sample with so many rows each."""
+    return -(-SAMPLE_ROWS // rows)

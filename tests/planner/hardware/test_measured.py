@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from planner.api import measuring
 from planner.cli import main
-from planner.costs.roofline import Tier, all_reduce_ns, share_ns
+from planner.costs.roofline import Tier, all_reduce_ns, share_ns, share_ps
 from planner.costs.topology import Fabric
 from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY, nominal
 from planner.errors import DetectionError, InputError, InventoryError
@@ -107,6 +107,15 @@ def test_samples_become_rates() -> None:
     assert alone.cached.rates["float32"].bandwidth.value == 2 * alone.rates["float32"].bandwidth.value
 
 
+def test_the_times_of_two_measurements_are_taken_together() -> None:
+    both = measuring.joined(SAMPLES, SAMPLES | {"message_ns": [70_000]})
+    assert both["message_ns"] == [50_000, 50_000, 60_000, 70_000]
+    assert both["products_ns"]["2"]["memory"]["bfloat16"]["8"] == [1_000_000, 1_000_009] * 4
+    assert [entry["times_ns"] for entry in both["sums"]] == [2 * entry["times_ns"] for entry in SAMPLES["sums"]]
+    same = ("cores", "processes", "threads", "values", "cached_bytes")
+    assert all(both[name] == SAMPLES[name] for name in same)
+
+
 def test_samples_become_the_figures_of_a_link() -> None:
     link = link_of(SAMPLES)
     assert link is not None
@@ -152,6 +161,14 @@ def test_predicted_times_follow_measured_rates(weights_bytes: int | None, quicke
         assert all_reduce_ns([Tier(count=3, link=link)], 1000) == pytest.approx(100_000, rel=0.02)
         assert all_reduce_ns([Tier(count=3, link=link)], 91_000) == pytest.approx(160_000, rel=0.02)
         assert all_reduce_ns([Tier(count=5, link=link)], 0) == 150_000, "three rounds to two"
+
+
+def test_scores_take_time_where_products_were_measured(measured: Any) -> None:
+    (device, *_) = parse_inventory(measured, "f").at("float32").devices
+    per_score = share_ps(device, 0, 150 * 10**6)
+    assert share_ps(device, 0, 7 * 10**6, 10**6) == pytest.approx(share_ps(device, 0, 7 * 10**6) + per_score, rel=1e-6)
+    listed = replace(device, measured=None)
+    assert share_ps(listed, 0, 7 * 10**6, 10**6) == share_ps(listed, 0, 7 * 10**6)
 
 
 def test_a_product_that_takes_longer_than_those_around_it_is_left_out() -> None:
