@@ -236,6 +236,20 @@ def test_neither_sampling_nor_a_sequence_that_ends_makes_the_host_wait(tree: Tre
     assert run.reads == {"plain": 1, "EAGLE": 1}
 
 
+def test_a_batch_looks_up_its_tokens_in_codes_where_the_message_has_them() -> None:
+    """Of a plain step they are a column of the message."""
+    base = make_model(num_layers=2, num_heads=32, num_kv_heads=8, head_dim=128, hidden_size=256, tied_head=True)
+    base = dataclasses.replace(base, head_format=dataclasses.replace(FORMATS["int8"], scale="bfloat16"))
+    plan = make_plan(
+        base, [group(base, ["a"], base.num_layers)], draft=make_draft(base, kind="eagle"), devices=[gpu("a")],
+        context=500, dtype="bfloat16", batch=4,
+    )  # fmt: skip
+    run = on_meta(plan, 0, [40, 7, 100, 23])
+    assert faults(run) == []
+    assert all(step["verify"].kernels["look_up_kernel"] == 1 for step in run.steps.values())
+    assert_planned(plan, 0, run)
+
+
 WAITS: list[Callable[[Tensor, Tensor], object]] = [
     lambda rows, mask: rows.__setitem__(mask, rows[:1]),
     lambda rows, mask: rows.index_put_((mask,), rows[:1], accumulate=True),

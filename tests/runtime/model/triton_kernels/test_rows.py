@@ -36,8 +36,9 @@ def test_norm(dtype: torch.dtype, rows: int, columns: int, offset: bool, adds: b
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("columns", [5, 1100])
 def test_rows_of_a_table_in_codes(dtype: torch.dtype, columns: int) -> None:
+    """The tokens are a column of a wider tensor, as in a plain step of several sequences."""
     codes = torch.randint(256, (9, columns), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    scales, tokens = seeded(9, 1, dtype=torch.bfloat16), torch.tensor([3, 8, 0, 3])
+    scales, tokens = seeded(9, 1, dtype=torch.bfloat16), torch.tensor([[3, 7], [8, 7], [0, 7], [3, 7]])[:, 0]
     out = tables.look_up(tokens, codes, scales, dtype)
     assert out.dtype == dtype
     assert near(out, ((codes.double() - 128) * scales.double())[tokens], roundings=2)
