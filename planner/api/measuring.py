@@ -39,9 +39,7 @@ from planner.hardware.measured import (
     rates_of,
 )
 from planner.problem.placed import draft_ns, parts_ns
-from plans.cpu_times import ROW_VALUES
 from plans.schema import Device, Plan, Tree
-from plans.step import verify_rows
 from plans.strict_yaml import dump_yaml
 
 LONGEST_S = 120
@@ -197,10 +195,10 @@ def _fixed_times(own: Computing, plan: Plan, runs: Sequence[Timed]) -> Computing
     plain, eagle = (min(runs, key=attrgetter(mode)) for mode in ("plain", "eagle"))
     fastest = replace(eagle, plain=plain.plain, layers=plain.layers)
     times, of_runs = _explaining(plan, fastest), zip(*(_explaining(plan, run) for run in runs), strict=True)
-    overhead, row, table, drafter, tree = (
+    overhead, table, drafter, tree = (
         Figure(value=ns, spread=_spread(others)) for ns, others in zip(times, of_runs, strict=True)
     )
-    return replace(own, overhead=overhead, row=row, table=table, drafter_pass=drafter, tree=tree)
+    return replace(own, overhead=overhead, table=table, drafter_pass=drafter, tree=tree)
 
 
 def _spread(values: Sequence[int]) -> int:
@@ -209,34 +207,17 @@ def _spread(values: Sequence[int]) -> int:
     return round(third - first)
 
 
-def _explaining(plan: Plan, measured: Timed) -> tuple[int, int, int, int, int]:
-    """Return the fixed times by which a step takes what was measured: of a layer, a row, a table, a pass, a tree."""
-    # a layer's time grows with the rows, whose norms and activations are no products
-    one, tree = (
-        _explained(plan, part_ns, lambda device, ns: replace(device, overhead_ns=ns), measured_ns)
-        for part_ns, measured_ns in ((_layers_ns, measured.layers), (_tree_layers_ns, measured.tree_layers))
-    )
-    row = max(0, tree - one) // (verify_rows(plan.options) - 1)
-    overhead, row_ns = max(0, one - row), row * ROW_VALUES // plan.model.hidden_size
+def _explaining(plan: Plan, measured: Timed) -> tuple[int, int, int, int]:
+    """Return the fixed times by which a step takes what was measured: of a layer, a table, a pass and a tree."""
+    overhead = _explained(plan, _layers_ns, lambda device, ns: replace(device, overhead_ns=ns), measured.layers)
     table = _explained(plan, _tables_ns, lambda device, ns: replace(device, table_ns=ns), measured.tables)
-    known = _with(plan, partial(_with_times, overhead_ns=overhead, table_ns=table, row_ns=row_ns))
+    known = _with(plan, lambda device: replace(device, overhead_ns=overhead, table_ns=table))
     drafter = _explained(known, _drafter_ns, lambda device, ns: replace(device, pass_ns=ns), measured.drafter)
-    walk = max(0, measured.tree_tables - _tree_tables_ns(known))
-    return overhead, row_ns, table, drafter, walk
-
-
-def _with_times(device: Device, *, overhead_ns: int, table_ns: int, row_ns: int) -> Device:
-    assert device.measured is not None, "the demo model's dtype is among those that are measured"
-    measured = replace(device.measured, row_ns=row_ns)
-    return replace(device, overhead_ns=overhead_ns, table_ns=table_ns, measured=measured)
+    return overhead, table, drafter, max(0, measured.tree_tables - _tree_tables_ns(known))
 
 
 def _layers_ns(plan: Plan) -> int:
     return parts_ns(plan, replace(plan.options, tree=None))[1]
-
-
-def _tree_layers_ns(plan: Plan) -> int:
-    return parts_ns(plan, plan.options)[1]
 
 
 def _tables_ns(plan: Plan) -> int:

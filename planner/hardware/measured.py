@@ -10,8 +10,9 @@ Samples are what ``python -m runtime calibrate`` prints, times in ns of products
     cached      rates of weights of so many bytes in all, which stay in a cache from one step to the next
     bandwidth   bytes of the weights of a product of one row / time, by dtype
     rates       floating-point operations of a product / time, by dtype and rows (1, 4, 6, 8, 16 and 60)
-    overhead    of a layer, ``row`` of each row in it, ``pass`` of a drafter's pass, ``table`` of embedding and lm_head,
-                and ``tree`` of a step with one, by which the parts of plain and EAGLE steps of a small plan take what
+    row         of a row in a layer besides its products, for every 1024 values of a hidden state
+    overhead    of a layer, ``pass`` of a drafter's pass, ``table`` of embedding and lm_head, and ``tree`` of a step
+                with one, by which the parts of plain and EAGLE steps of a small plan take what
                 they took (``planner.api.measuring``)
     groups      all-reduce of a short message, by the size of the group
     latency     of a short message to a process that sleeps, as those of other stages do
@@ -128,6 +129,7 @@ def rates_of(samples: Mapping[str, Any]) -> tuple[Computing, ...]:
         Computing(
             devices=int(devices),
             rates=_rates_of(by_held["memory"], samples["values"]["memory"]),
+            row=time_of(samples["rows_ns"][devices]),
             cached=Cached(
                 nbytes=samples["cached_bytes"], rates=_rates_of(by_held["cached"], samples["values"]["cached"])
             ),

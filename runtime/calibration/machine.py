@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import torch
 
-from runtime.calibration.rates import BYTES, HELD, Held, Products, Span, Spans, products_of
+from runtime.calibration.rates import BYTES, HELD, SAMPLE_ROWS, Held, Products, Span, Spans, products_of
 from runtime.comm.shared_memory import SharedGroup, SharedMemory, unnamed_memory
 from runtime.errors import MachineError
 from runtime.model import ops
@@ -65,6 +65,8 @@ class Samples:
     """By the processes that compute at once, where the weights are, dtype and rows: time of a product on the slowest,
     the least of each round. Of more processes than cores, some of which wait for one, from the first begin to the last
     end."""
+    rows_ns: dict[int, list[int]]
+    """By the processes at once: time of a row in a layer besides products, as ``products_ns`` has theirs."""
     sums: tuple[Sum, ...]
     message_ns: list[int]
     """Until a short message is with a process that sleeps: the least of each round. None with one process."""
@@ -121,6 +123,15 @@ def measure(processes: int, within_s: int) -> Samples:
         values=products.values,
         cached_bytes=BYTES["cached"],
         products_ns=slowest,
+        rows_ns={
+            at_once: [
+                ns // SAMPLE_ROWS
+                for ns in _least(
+                    [[own.rows[at_once] for own in rounds] for rounds in results[:at_once]], _time(at_once, cores)
+                )
+            ]
+            for at_once in slowest
+        },
         sums=sums,
         message_ns=[min(own.messages) for own in results[1]] if processes > 1 else [],
     )
@@ -137,6 +148,8 @@ class _Round:
 
     products: dict[int, Spans]
     """By the processes at once that this one is among."""
+    rows: dict[int, list[Span]]
+    """The same, of rows besides products."""
     sums: dict[tuple[int, int], list[int]]
     """By members and bytes, of the groups that the process is in."""
     messages: list[int]
@@ -162,11 +175,18 @@ def _slowest(results: Sequence[Sequence[_Round]], of: tuple[int, Held, str], cor
     """Return by rows the least time of each round of a product on all processes."""
     at_once, held, name = of
     spans = [[own.products[at_once][held][name] for own in rounds] for rounds in results]
-    time_of = _spanned if at_once > cores else _longest
     return {
-        rows: [ns // products_of(rows) for ns in _least([[own[rows] for own in rounds] for rounds in spans], time_of)]
+        rows: [
+            ns // products_of(rows)
+            for ns in _least([[own[rows] for own in rounds] for rounds in spans], _time(at_once, cores))
+        ]
         for rows in spans[0][0]
     }
+
+
+def _time(at_once: int, cores: int) -> Callable[[Sequence[Span]], int]:
+    """Return how long so many processes take for something that each of them does."""
+    return _spanned if at_once > cores else _longest
 
 
 def _longest(spans: Sequence[Span]) -> int:
@@ -202,18 +222,19 @@ def _serve(
     products.samples(together.wait, 1)  # warms up
     rounds = list[_Round]()
     while not ended.is_set():
-        own, sums = dict[int, Spans](), dict[tuple[int, int], list[int]]()
+        own, rows, sums = dict[int, Spans](), dict[int, list[Span]](), dict[tuple[int, int], list[int]]()
         for computing in at_once(together.parties):
             together.wait()
             if rank < computing:
-                own[computing] = products.samples(partial(_meet, groups.get(computing)))
+                ready = partial(_meet, groups.get(computing))
+                own[computing], rows[computing] = products.samples(ready), products.row_samples(ready)
         for members, barrier in barriers.items():
             together.wait()
             for nbytes, time_ns in _sums(groups[members], barrier) if members in groups else ():
                 sums.setdefault((members, nbytes), []).append(time_ns)
         together.wait()
         messages = list(_messages(groups[2], rank)) if 2 in groups else []
-        rounds.append(_Round(products=own, sums=sums, messages=messages))
+        rounds.append(_Round(products=own, rows=rows, sums=sums, messages=messages))
         late = len(rounds) >= LEAST_ROUNDS and time.monotonic() > ends - (1 - PART_OF_ROUNDS) * within_s
         if rank == 0 and (late or len(rounds) == ROUNDS):
             ended.set()

@@ -32,6 +32,11 @@ TURNS = 3
 """Samples of each product in a round; the least of them counts."""
 SAMPLE_ROWS = 16
 """Rows that the products of a sample have in all, or more."""
+ROW_DTYPE = "bfloat16"
+ROW_VALUES = 1024
+"""Values of a hidden state of the rows whose work besides products is timed: two norms, the gated channels, and the
+rotation of queries and keys with the attention of the rows to each other."""
+CHANNELS, HEADS, KV_HEADS = 3 * ROW_VALUES, 16, 4
 
 Span = tuple[int, int]
 """Begin and end in ns, by the clock that all processes of a machine have."""
@@ -47,6 +52,7 @@ class Products:
         self._pieces: dict[tuple[Held, str], list[Tensor]] = {}
         self._rows: dict[tuple[Held, str, int], Tensor] = {}
         self._next = count()
+        ops.prepare(DTYPES[ROW_DTYPE], codes=False)
         for name in NAMES:
             ops.prepare_products(DTYPES[name])
             for held in HELD:
@@ -74,6 +80,25 @@ class Products:
                     ops.product(x, weight)
                 times[held][name][rows].append((began, time.perf_counter_ns()))
         return times
+
+    def row_samples(self, ready: Callable[[], object], turns: int = TURNS) -> list[Span]:
+        """Return so many spans of what a layer does with SAMPLE_ROWS rows besides products; ``ready`` as above."""
+        rows, dtype, head_dim = SAMPLE_ROWS, DTYPES[ROW_DTYPE], ROW_VALUES // HEADS
+        x, weight = torch.ones(rows, ROW_VALUES, dtype=dtype), torch.ones(ROW_VALUES, dtype=dtype)
+        both = torch.ones(rows, 2 * CHANNELS, dtype=dtype)
+        qkv = torch.ones(rows, HEADS + 2 * KV_HEADS, head_dim, dtype=dtype)
+        cache = torch.zeros(1, rows, 2 * KV_HEADS, head_dim, dtype=dtype)
+        rotary, bias = torch.zeros(2, rows, 1, head_dim, dtype=dtype), torch.zeros(1, 1, rows, rows, dtype=dtype)
+        spans = list[Span]()
+        for _ in range(1 + turns):
+            ready()
+            began = time.perf_counter_ns()
+            for _ in range(2):
+                ops.norm(x, weight, 1e-6)
+            ops.gated(both)
+            ops.attend(qkv, HEADS, cache, rotary, bias, 0, rows, slice(0, rows), 0)
+            spans.append((began, time.perf_counter_ns()))
+        return spans[1:]  # the first has its operands out of the caches
 
     def _turns(self, held: Held, name: str, turns: int, products: int) -> Iterator[list[Tensor]]:
         """Yield the pieces of so many samples of so many products."""

@@ -48,6 +48,9 @@ def test_the_planner_makes_figures_of_the_samples(processes: int) -> None:
     for by_held in samples["products_ns"].values():
         by_rows = [times for by_dtype in by_held.values() for times in by_dtype.values()]
         assert {len(times) for own in by_rows for times in own.values()} == {ROUNDS}
+    assert {devices: len(times) for devices, times in samples["rows_ns"].items()} == dict.fromkeys(
+        samples["products_ns"], ROUNDS
+    )
     assert len(samples["message_ns"]) == (0 if processes == 1 else ROUNDS)
     groups = {(entry["members"], entry["message_bytes"]) for entry in samples["sums"]}
     assert groups == {(members, nbytes) for members in range(2, processes + 1) for nbytes in machine.MESSAGES}

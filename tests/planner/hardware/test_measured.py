@@ -49,6 +49,7 @@ SAMPLES: dict[str, Any] = {
         }
         for devices, slower in (("1", 1), ("2", 2), ("3", 4))
     },
+    "rows_ns": {"1": [5000, 5000, 6000], "2": [9000, 9000, 9100], "3": [9000, 9000, 9000]},
     "message_ns": [50_000, 50_000, 60_000],
     "sums": [
         {"members": 2, "message_bytes": 1000, "times_ns": [20_000, 20_000, 20_001]},
@@ -244,12 +245,14 @@ def test_fixed_times_make_parts_of_steps_as_long_as_they_were(devices: int, meas
     (stage,) = planned.stages
     assert len(stage.devices) == devices
     embed_ns, layers_ns, head_ns = parts_ns(planned, replace(planned.options, tree=None))
-    tree_embed_ns, tree_layers_ns, tree_head_ns = parts_ns(planned, planned.options)
+    tree_embed_ns, _, tree_head_ns = parts_ns(planned, planned.options)
     expected = measured_parts(devices)
     assert embed_ns + head_ns == pytest.approx(2_000_000 * devices, rel=1e-3)
     assert tree_embed_ns + tree_head_ns == pytest.approx(3_000_000 * devices, rel=1e-3)
     assert layers_ns == pytest.approx(expected.layers, rel=1e-3)
-    assert tree_layers_ns == pytest.approx(expected.tree_layers, rel=1e-3)
+    measured_rates = planned.inventory.devices[0].measured
+    assert measured_rates is not None
+    assert measured_rates.row_ns == {1: 5000, 2: 9000}[devices]
     assert draft_ns(planned, planned.options) == pytest.approx(expected.drafter, rel=1e-3)
 
 
