@@ -108,16 +108,22 @@ class _Search:
 
     def best(self) -> Value | None:
         least: Value | None = None
-        blocks = [(chosen, front) for chosen in self._option_combinations() if len(front := self._blocks(chosen))]
+        blocks = [
+            (chosen, front, front.min(axis=0))
+            for chosen in self._option_combinations()
+            if len(front := self._blocks(chosen))
+        ]
+        # with a lower bound of the values of all answers with these stages and options
         pairs = [
-            (self._lower_bound(route, chosen, stages, others), route, chosen, stages, others)
+            (self._cheapest(route, chosen, (least_stages + least_others)[None]), route, chosen, stages, others)
             for route, stages in self._routes().items()
-            for chosen, others in blocks
+            for least_stages in [stages.min(axis=0)]
+            for chosen, others, least_others in blocks
         ]
         for bound, route, chosen, stages, others in sorted(pairs, key=lambda pair: pair[0]):
             if least is not None and bound >= least:
                 break
-            rows = self._feasible(self._pairs(stages, others))
+            rows = self._within_capacity(self._pairs(stages, others))
             if len(rows):
                 value = self._cheapest(route, chosen, rows)
                 least = value if least is None else min(least, value)
@@ -125,17 +131,23 @@ class _Search:
 
     # ---- the whole ----
 
-    def _lower_bound(self, route: _Route, chosen: tuple[Option, ...], stages: Front, others: Front) -> Value:
-        """Return a lower bound of the values of all answers with these stages and options."""
-        return self._cheapest(route, chosen, (stages.min(axis=0) + others.min(axis=0))[None])
-
     def _cheapest(self, route: _Route, chosen: tuple[Option, ...], rows: Front) -> Value:
+        """Return the least value of the rows, which have these stages and options."""
         problem = self.problem
-        step = self._transfers_ns(route, chosen)
-        if problem.goal != "balance":
-            rows = rows[[rows[:, -1].argmin()]]
-        values = ((*goal_value(problem, row[:-1], route.layers), step + row[-1], route.stages) for row in rows.tolist())
-        return min(values)
+        *load_bytes, cost = rows[self._cheapest_row(rows)].tolist()
+        step = self._transfers_ns(route, chosen) + cost
+        return (*goal_value(problem, load_bytes, route.layers), step, route.stages)
+
+    def _cheapest_row(self, rows: Front) -> np.intp:
+        """Return the index of the row with the least values of the goal, and of those with the least cost."""
+        if self.problem.goal != "balance":
+            return rows[:, -1].argmin()
+        granule, spare = granule_bytes(self.problem), self.problem.spare
+        free = self.problem.capacity_bytes - rows[:, :-1]
+        others = free if spare is None else np.delete(free, spare, axis=1)
+        keys = [rows[:, -1], -(others.min(axis=1) // granule)]
+        keys += [] if spare is None else [-(-rows[:, spare] // granule)]
+        return np.lexsort(keys)[0]
 
     def _transfers_ns(self, route: _Route, chosen: tuple[Option, ...]) -> int:
         """Return the time of transfers between parts and of step messages."""
@@ -306,7 +318,10 @@ class _Search:
         return self._feasible(self._pairs(one, other))
 
     def _feasible(self, front: Front) -> Front:
-        return _undominated(front[(front[:, :-1] <= self.problem.capacity_bytes).all(axis=1)])
+        return _undominated(self._within_capacity(front))
+
+    def _within_capacity(self, rows: Front) -> Front:
+        return rows[(rows[:, :-1] <= self.problem.capacity_bytes).all(axis=1)]
 
 
 def _undominated(front: Front) -> Front:
