@@ -1,5 +1,6 @@
 """The demo: its committed plan and head belong together, and a wrong command line ends with one line."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import yaml
 
 import demo
 from demo import HEAD, PLAN, build_options
+from planner.costs.acceptance import expected_ppm
+from plans import codec
+from plans.acceptance import load_profile
 from runtime.commands.prompts import DEFAULT_PROMPT
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +25,18 @@ def test_the_committed_plan_is_the_one_that_the_demo_builds(tmp_path: Path) -> N
     options = build_options(PLAN / "config.json")
     command = [sys.executable, "-m", "planner", "build", *options, "--plan-only", "--out", tmp_path / "plan"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    assert (tmp_path / "plan" / "plan.yaml").read_bytes() == (PLAN / "plan.yaml").read_bytes()
+    for name in ("plan.yaml", "acceptance.yaml"):
+        assert (tmp_path / "plan" / name).read_bytes() == (PLAN / name).read_bytes()
+
+
+def test_the_head_has_a_profile_of_prompts_that_are_not_held_out() -> None:
+    """Over those the demo's tree accepted 1.58 tokens on one device and 1.61 on four."""
+    counted = (HEAD / "profile_prompts.txt").read_text().splitlines()
+    assert not set(counted) & set(json.loads((HEAD / "prompts.json").read_text()))
+    profile, tree = load_profile(PLAN / "acceptance.yaml"), codec.load(PLAN).options.tree
+    assert (HEAD / "acceptance.yaml").read_bytes() == (PLAN / "acceptance.yaml").read_bytes()
+    assert (profile.origin, f"{len(counted)} prompts" in profile.source) == ("counted", True)
+    assert expected_ppm(profile, tree) / 1e6 == pytest.approx(1.6, abs=0.05)
 
 
 def test_no_device_could_hold_the_model_alone() -> None:
