@@ -24,9 +24,11 @@ class Piece:
     rows: Ranges
     """In the order of ``order``, where there is one."""
     cols: Ranges | None
-    """None: whole rows, or a vector. Where codes are ordered, columns of the input, whose codes are sorted."""
+    """None: whole rows, or a vector."""
     order: Order | None = None
     """Order of the rows of each head: row r is row ``order[r % D]`` of its head in the tensor. None: the tensor's."""
+    share: Ranges | None = None
+    """Columns of which the slot has codes sorted by groups, where they are some (``WeightFormat.ordered``)."""
 
     def tensor(self, expert: int | None = None) -> str:
         """Return the role of the tensor, or of that of one expert."""

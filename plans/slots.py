@@ -163,10 +163,9 @@ def matrix(values: SlotSpec, form: WeightFormat | None, whole: int | None = None
                 piece,
                 role=piece.role.removesuffix("weight") + kind,
                 cols=None
-                if piece.cols is None or (kind != "weight" and form.group is None)
-                else piece.cols
-                if form.ordered
+                if piece.cols is None or form.ordered or (kind != "weight" and form.group is None)
                 else tuple((width(start), width(stop)) for start, stop in piece.cols),
+                share=piece.cols if form.ordered else None,
             )
             for piece in values.pieces
         )
@@ -188,7 +187,8 @@ def matrix(values: SlotSpec, form: WeightFormat | None, whole: int | None = None
 def _order(values: SlotSpec, columns: int) -> SlotSpec:
     """Return the slot of the order of columns, which all rows of a matrix have alike."""
     first = values.pieces[0]
-    piece = dataclasses.replace(first, role=first.role.removesuffix("weight") + "order", rows=((0, columns),))
+    role = first.role.removesuffix("weight") + "order"
+    piece = dataclasses.replace(first, role=role, rows=((0, columns),), cols=None, share=first.cols)
     name, shape = values.name.removesuffix("weight") + "order", (*values.shape[:-2], columns)
     return dataclasses.replace(values, name=name, dtype=ORDER_DTYPE, shape=shape, pieces=(piece,))
 

@@ -96,7 +96,11 @@ def _held(device: str, slots: Iterable[SlotSpec | None], *, draft: bool) -> Iter
             continue
         of_one = slot.shape if slot.experts is None else slot.shape[1:]
         whole = ((0, of_one[-1] if len(of_one) > 1 else 1),)
-        pieces = [(piece.role, piece.rows, piece.cols or whole) for piece in slot.pieces]
+        # what is sorted among the columns of a share is nothing that another share has
+        pieces = [
+            (f"{piece.role} {piece.share}" if piece.share else piece.role, piece.rows, piece.cols or whole)
+            for piece in slot.pieces
+        ]
         for role, rows, cols in pieces or [("", ((0, slot.shape[0]),), whole)]:
             item = Held(
                 device=device,

@@ -151,23 +151,16 @@ def _parts(spec: SlotSpec, roles: Mapping[str, Source]) -> tuple[Part, ...]:
             source=spec.source,
             tensor=source.name,
             rows=piece.rows,
-            cols=None if _is_ordered(source) else piece.cols,
+            cols=piece.cols,
             first=source.first or None,
             order=piece.order,
             columns=source.columns,
-            stored=replace(source.stored, share=piece.cols)
-            if source.stored is not None and _is_ordered(source)
-            else source.stored,
+            stored=source.stored and replace(source.stored, share=piece.share),
             kind=source.part,
             sorted_as=source.sorted_as,
         )
         for piece, source in sources
     )
-
-
-def _is_ordered(source: Source) -> bool:
-    """Return whether a device's columns of a layer are sorted, those of its input among themselves."""
-    return source.stored is not None and bool(source.stored.form.ordered)
 
 
 def _filler(number: int, offset: int, nbytes: int) -> Slot:

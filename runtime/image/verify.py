@@ -240,8 +240,8 @@ def _check_columns(
     for spec in specs:
         if spec.dtype != ORDER_DTYPE:
             continue
-        slot, cols = named[spec.name], spec.pieces[0].cols
-        columns = spec.shape[-1] if cols is None else length(cols)
+        slot, share = named[spec.name], spec.pieces[0].share
+        columns = spec.shape[-1] if share is None else length(share)
         order = read(descriptor, data_start + slot.offset, slot.nbytes, file).view(np.int32)
         wrong = np.flatnonzero((order < -1) | (order >= columns))
         if len(wrong):

@@ -7,7 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from planner import cli
+from planner.families import load_base
 from plans import codec
+from plans.slots import device_slots
+from plans.weights import held
+from tests.plan_factory import make_plan, whole_group
 from tests.planner.quantized.checkpoints import METHODS, quantized
 from tests.planner.tiny_checkpoints import saved
 
@@ -49,3 +53,13 @@ def test_a_plan_is_solved_again_from_its_config_and_compiled_once(method: str, t
         (directory / "moved" / file).write_bytes((directory / file).read_bytes())
     bare = run("show", directory / "moved", "--slot", "layers.1.o.scales")
     assert "scales of model.layers.1.self_attn.o_proj" in bare
+
+
+@pytest.mark.parametrize("method", ["sorted-gptq", "w4a16"])
+def test_what_moves_to_a_device_without_weights_is_what_its_image_has(method: str, tmp_path: Path) -> None:
+    coded, _ = quantized(saved(tmp_path / "base", **SIZES), tmp_path, method)
+    model = load_base(coded).model
+    plan = make_plan(model, [whole_group(model, ("a", "b"))], complete=False)
+    for device in ("a", "b"):
+        moved = sum(item.nbytes for item in held(plan) if item.device == device)
+        assert moved == sum(slot.nbytes for slot in device_slots(plan, device))
