@@ -33,6 +33,7 @@ from plans import codec, slots
 from plans.artifact import Image, Images, Source, Sources, abi_of, align, dump_images, filler_name, image_metadata
 from plans.check import check, load
 from plans.dtypes import HEADER_NAMES
+from plans.ranges import length
 from plans.safetensors_header import TensorEntry, encode_header
 from plans.schema import (
     Attention,
@@ -53,6 +54,7 @@ from plans.schema import (
     Tree,
     WeightFormat,
 )
+from plans.slot_records import SlotSpec
 from plans.step import layer_class
 from plans.strict_yaml import dump_yaml
 from runtime.errors import RuntimeRefusal
@@ -261,11 +263,13 @@ def some_format(rng: random.Random) -> WeightFormat | None:
     code = rng.choice(("int4", "int8", "float8_e4m3fn", "float4_e2m1"))
     halves = ("bfloat16", "float16", "float32")
     scale = "float8_e8m0" if code == "float4_e2m1" else rng.choice(halves)
+    group = rng.choice((None, 32, 32, 64, 0, 31, 1 << 40))
     return WeightFormat(
         code=code,
-        group=rng.choice((None, 32, 32, 64, 0, 31, 1 << 40)),
+        group=group,
         zeros=code.startswith("int") and rng.random() < 0.5,
         scale=rng.choice((scale, scale, scale, scale, "float8_e8m0")),
+        ordered=True if group is not None and code.startswith("int") and rng.random() < 0.4 else None,
     )
 
 
@@ -529,7 +533,10 @@ def forge_images(rng: random.Random, plan: Plan, directory: Path) -> None:
         entries: list[TensorEntry] = []
         data, fillers = bytearray(), 0
         for spec in slots.device_slots(plan, device.id):
-            content = _content(rng, spec.name, spec.dtype, spec.nbytes, kind, plan, wrong_map)
+            if spec.dtype == slots.ORDER_DTYPE:
+                content = _columns(rng, spec, wrong_map)
+            else:
+                content = _content(rng, spec.name, spec.dtype, spec.nbytes, kind, plan, wrong_map)
             entries.append(
                 TensorEntry(name=spec.name, dtype=spec.dtype, shape=spec.shape, offset=len(data), nbytes=spec.nbytes)
             )
@@ -547,6 +554,16 @@ def forge_images(rng: random.Random, plan: Plan, directory: Path) -> None:
     sources = Sources(base=source, draft=None if plan.draft is None else source)
     record = Images(plan_sha256=codec.digest(plan), sources=sources, images=tuple(images))
     (directory / "images.yaml").write_text(dump_images(record))
+
+
+def _columns(rng: random.Random, spec: SlotSpec, wrong: bool) -> bytes:
+    """Return an order of columns, some of which are none; ``wrong``: one may lead out of the input."""
+    share = spec.pieces[0].share
+    columns = spec.shape[-1] if share is None else length(share)
+    order = np.random.default_rng(rng.getrandbits(63)).integers(-1, columns, spec.shape, dtype=np.int32)
+    if wrong and order.size:
+        order.flat[rng.randrange(order.size)] = rng.choice((-2, columns, (1 << 31) - 1, -(1 << 31)))
+    return bytes(order.astype("<i4").tobytes())
 
 
 def _content(rng: random.Random, name: str, dtype: str, nbytes: int, kind: str, plan: Plan, wrong_map: bool) -> bytes:
