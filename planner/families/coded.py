@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from planner.checkpoints.header import TensorInfo
 from planner.errors import ConfigError
 from planner.families.records import BaseReading, Columns, Roles, Source
+from planner.families.tensors import FLOATS
 from planner.families.windows import classes_of
-from planner.quantized import Mxfp4Recipe, Recipe, ScaleDType, Stored, check
+from planner.quantized import Expected, Mxfp4Recipe, Recipe, ScaleDType, Stored, check
+from planner.quantized.layouts import Gptq
 from plans.quantized import BLOCK, column_unit
 from plans.schema import Attention, LayerClass, Mlp, Model, WeightFormat
 from plans.step import layer_class
@@ -47,7 +49,14 @@ def with_codes(
     else ``scales``.
     """
     known = {} if planned is None else _planned_scales(reading.roles, planned)
-    layers = _Layers(recipe=recipe, where=where, tensors=tensors or {}, scales=scales, planned=known)
+    layers = _Layers(
+        recipe=recipe,
+        where=where,
+        tensors=tensors or {},
+        scales=scales,
+        planned=known,
+        named=frozenset(source.name for source in reading.roles.values()),
+    )
     head = None if reading.model.tied_head else layers.stored(reading.roles["head.weight"])
     roles, model = replaced(reading.roles, reading.model, layers.stored, head, where)
     return dataclasses.replace(reading, roles=roles, model=model)
@@ -147,6 +156,8 @@ class _Layers:
     scales: ScaleDType
     planned: Mapping[str, ScaleDType]
     """Dtype of scales by the name of the tensor of the weight, as a plan has it."""
+    named: frozenset[str]
+    """Names of the tensors that the config implies."""
     known: dict[str, Stored | None] = field(default_factory=dict)
     """By the name of the tensor of the weight, several roles of which may be packed in one."""
 
@@ -166,9 +177,12 @@ class _Layers:
         module, (out, columns) = source.name.removesuffix(".weight"), source.shape
         stored = self.recipe.stored(module, out, columns, self.planned.get(source.name, self.scales))
         info = None if stored is None else self.tensors.get(stored.tensors["scales"].name)
-        if info is None or info.dtype not in _SCALES:
+        if info is not None and info.dtype in _SCALES:
+            stored = self.recipe.stored(module, out, columns, _SCALES[info.dtype])
+        bias = f"{module}.bias"
+        if stored is None or not isinstance(stored.layout, Gptq) or bias not in self.tensors or bias in self.named:
             return stored
-        return self.recipe.stored(module, out, columns, _SCALES[info.dtype])
+        return dataclasses.replace(stored, no_bias=Expected(name=bias, dtypes=FLOATS, shapes=((out,),)))
 
     def _of_expert(self, source: Source, columns: Columns) -> Stored:
         """Return how a matrix of an expert is stored of which one tensor has those of all."""

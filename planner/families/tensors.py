@@ -75,7 +75,7 @@ def _check_coded(where: Path, tensors: Mapping[str, TensorInfo], reading: Readin
             if expected.name not in tensors:
                 shapes = " or ".join(str(list(shape)) for shape in expected.shapes)
                 raise CheckpointError(f"{where}: {expected.name}: missing, expected shape {shapes} by config.json")
-        for expected in (*stored.tensors.values(), *stored.ignored.values()):
+        for expected in (*stored.read, *stored.ignored.values()):
             info = tensors.get(expected.name)
             if info is None:
                 continue

@@ -135,6 +135,7 @@ def _plain_rows(stored: Stored, part: Part, span: Range, read: Read, block_rows:
 def _gptq(stored: Stored, part: Part, span: Range, read: Read, layout: Gptq) -> Array:
     name = stored.tensors[part].name
     if part == "codes":
+        _require_no_bias(stored, read)
         if not stored.sorts and not layout.middle:
             require_order(stored, read)
         return transposed(read(name, None)[:, span[0] : span[1]], layout.bits)
@@ -153,6 +154,19 @@ def _gptq(stored: Stored, part: Part, span: Range, read: Read, layout: Gptq) -> 
             f"{name}: found a zero point of {wrong}, expected {1 << (layout.bits - 1)} of symmetric codes (sym)"
         )
     return zeros
+
+
+def _require_no_bias(stored: Stored, read: Read) -> None:
+    """Raise CheckpointError where a bias that the config has not is more than zeros."""
+    if stored.no_bias is None:
+        return
+    found = read(stored.no_bias.name, (0, stored.out)).reshape(-1)
+    wrong = np.flatnonzero(found & 0x7FFF if found.dtype == np.uint16 else found)  # bfloat16 is its bits
+    if len(wrong):
+        raise CheckpointError(
+            f"{stored.no_bias.name}[{wrong[0]}]: found another value than 0, expected none: by config.json the layer "
+            "has no bias"
+        )
 
 
 def _awq(stored: Stored, part: Part, span: Range, read: Read) -> Array:

@@ -53,6 +53,8 @@ class Stored:
     """With ``sorts``: groups of the columns of a layer that has the same input, and must have the same order."""
     share: Ranges | None = None
     """With ``ordered``: columns that the image of a device has; None: all."""
+    no_bias: Expected | None = None
+    """Bias that the checkpoint has and its config has not, as AutoGPTQ writes it: all of it is 0."""
     repeats: int = 1
     """Groups of an image for each group of the checkpoint: where devices cut within one, both have its scale."""
 
@@ -68,7 +70,8 @@ class Stored:
     @property
     def read(self) -> tuple[Expected, ...]:
         """Tensors from which images are made."""
-        return (*self.tensors.values(), *(() if self.alike is None else (self.alike,)))
+        others = self.alike, self.no_bias
+        return (*self.tensors.values(), *(tensor for tensor in others if tensor is not None))
 
     @property
     def inputs(self) -> int:

@@ -51,6 +51,11 @@ def with_one(value: float) -> Callable[[Tensor], Tensor]:
     return change
 
 
+def biased(value: Tensor) -> Change:
+    """Give a layer a bias of 128 times a value, which its config has not."""
+    return lambda tensors, config: tensors.update({f"{UP}bias": value.repeat(128)})
+
+
 DAMAGED: list[tuple[str, Change, str]] = [
     ("gptq", drop(f"{UP}qzeros"), r"up_proj\.qzeros: missing"),
     ("gptq", drop(f"{UP}scales"), r"up_proj\.scales: missing"),
@@ -66,6 +71,9 @@ DAMAGED: list[tuple[str, Change, str]] = [
     ("gptq", setting(group_size=64), r"qzeros: found shape"),
     ("gptq", setting(bits=8), r"qweight: found shape"),
     ("gptq", setting(dynamic={"-:.*up_proj": {}}), r"up_proj: another format than .*gate_proj has"),
+    ("gptq", biased(torch.tensor(0.5)), r"up_proj\.bias\[0\]: found another value than 0, expected none: by config"),
+    ("gptq", biased(torch.tensor(float("nan")).bfloat16()), r"up_proj\.bias\[0\]: found another value than 0"),
+    ("gptq", biased(torch.zeros(2)), r"up_proj\.bias: found shape \[256\], expected \[128\]"),
     ("sorted-gptq", drop(f"{UP}g_idx"), r"up_proj\.g_idx: missing"),
     ("sorted-gptq", put(f"{UP}g_idx", with_one(2)), r"up_proj\.g_idx\[1\]: found group 2, expected 0 to 1"),
     ("sorted-gptq", put(f"{DOWN}g_idx", with_one(-1)), r"down_proj\.g_idx\[1\]: found group -1, expected 0 to 3"),
@@ -143,6 +151,12 @@ def test_damaged_checkpoints_are_refused(
 def test_whole_ones_are_compiled(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     for method, checkpoint in checkpoints.items():
         (tmp_path / method).mkdir()
+        if method.endswith("gptq"):  # AutoGPTQ gives every layer a bias, of zeros where there was none
+            tensors = load_file(checkpoint / "model.safetensors")
+            for name in [name for name in tensors if name.endswith(".qweight")]:
+                bias = torch.full((tensors[name].shape[1],), -0.0, dtype=torch.bfloat16)
+                tensors[name.replace("qweight", "bias")] = bias
+            save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
         compiled(tmp_path / method, checkpoint)
         assert len(list((tmp_path / method).rglob("a.safetensors"))) == 1
 
