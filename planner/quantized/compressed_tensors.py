@@ -15,6 +15,8 @@ from plans.quantized import groups
 from plans.schema import WeightFormat
 
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
+MIXED = "mixed-precision"
+"""Format of a checkpoint each group of which says its own."""
 CLASSES = frozenset({"Linear"})
 """Classes of modules by which a group or the ignore list can name layers."""
 
@@ -118,7 +120,8 @@ class CompressedTensors:
 
 def read(settings: Settings) -> CompressedTensors:
     """Read the settings of compressed-tensors; raise ConfigError."""
-    form = settings.one_of("format", FORMATS, "pack-quantized", "compressed otherwise, which is not read here")
+    formats = (*FORMATS, MIXED)
+    form = settings.one_of("format", formats, "pack-quantized", "compressed otherwise, which is not read here")
     settings.one_of("quantization_status", ("compressed", "frozen"), "compressed", "the weights are not quantized")
     for name in ("transform_config", "sparsity_config", "moe_sparsity_config"):
         value = settings.get(name)

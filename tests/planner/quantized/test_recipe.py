@@ -92,6 +92,11 @@ def test_bits_differ_by_layer() -> None:
     groups["group_1"] = {"targets": ["re:.*down_proj"], "weights": WEIGHTS | {"num_bits": 8}}
     recipe = read(compressed(config_groups=groups))
     assert [code(recipe, f"model.layers.0.mlp.{name}_proj") for name in ("up", "down")] == ["int4", "int8"]
+    floats = {"num_bits": 8, "type": "float", "strategy": "channel", "group_size": None}
+    groups["group_0"]["format"] = "pack-quantized"
+    groups["group_1"] |= {"weights": WEIGHTS | floats, "format": "float-quantized"}
+    recipe = read(compressed(config_groups=groups, format="mixed-precision"))
+    assert [code(recipe, f"model.layers.0.mlp.{name}_proj") for name in ("up", "down")] == ["int4", "float8_e4m3fn"]
 
 
 @pytest.mark.parametrize(
@@ -132,6 +137,7 @@ def test_bits_differ_by_layer() -> None:
         (FP8 | {"weight_block_size": [128]}, r"weight_block_size: found \[128\]"),
         (FP8 | {"weight_block_size": [0, 128]}, r"weight_block_size"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, r"quant_algo: found 'NVFP4', expected FP8"),
+        (compressed(format="mixed-precision"), r"group_0\.format: found 'mixed-precision', expected 'pack-quantized'"),
         (compressed(format="nvfp4-pack-quantized"), r"format: found 'nvfp4-pack-quantized'"),
         (compressed({"num_bits": 3}), r"num_bits: found 3"),
         (compressed({"type": "float"}), r"num_bits: found 4 of type float"),
