@@ -4,14 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from planner import cli
 from planner.families import load_base
+from planner.images.compile import compile_plan
 from plans import codec
+from plans.schema import Inputs
 from plans.slots import device_slots
 from plans.weights import held
-from tests.plan_factory import make_plan, whole_group
+from tests.plan_factory import group, make_plan, whole_group
 from tests.planner.quantized.checkpoints import METHODS, quantized
 from tests.planner.tiny_checkpoints import saved
 
@@ -63,3 +67,35 @@ def test_what_moves_to_a_device_without_weights_is_what_its_image_has(method: st
     for device in ("a", "b"):
         moved = sum(item.nbytes for item in held(plan) if item.device == device)
         assert moved == sum(slot.nbytes for slot in device_slots(plan, device))
+
+
+def test_plain_rows_and_biases_are_sorted_as_the_columns_that_read_them(tmp_path: Path) -> None:
+    """Of a layer of which only down has codes, on a device that has a part of it."""
+    coded, exact = quantized(saved(tmp_path / "base", **SIZES, mlp_bias=True), tmp_path, "sorted-gptq")
+    tensors, values = load_file(coded / "model.safetensors"), load_file(exact / "model.safetensors")
+    for name in [name for name in tensors if ".gate_proj." in name or ".up_proj." in name]:
+        del tensors[name]
+    tensors |= {name: value for name, value in values.items() if ".gate_proj." in name or ".up_proj." in name}
+    for name in [name for name in values if name.endswith(("gate_proj.bias", "up_proj.bias"))]:
+        tensors[name] = torch.randn(values[name].shape, generator=torch.Generator().manual_seed(len(name)))
+    save_file(tensors, coded / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((coded / "config.json").read_text())
+    config["quantization_config"]["dynamic"] = {r"-:.*(gate|up)_proj": {}}
+    (coded / "config.json").write_text(json.dumps(config))
+    base = load_base(coded)
+    inputs = Inputs(
+        base_config_sha256=base.config_sha256, base_tensors_sha256=base.tensors_sha256, draft_config_sha256=None,
+        draft_tensors_sha256=None,
+    )  # fmt: skip
+    plan = make_plan(base.model, [group(base.model, ["a", "b"], 2)], inputs=inputs, dtype="float32")
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan/plan.yaml").write_text(codec.dumps(plan))
+    compile_plan(tmp_path / "plan", coded, None)
+    image = load_file(tmp_path / "plan/b.safetensors")
+    units = plan.stages[0].runs[0].mlp_units
+    channels = slice(units[0] * plan.model.layers[0].mlp.unit, None)
+    for layer in range(2):
+        order = tensors[f"model.layers.{layer}.mlp.down_proj.g_idx"].sort(stable=True).indices[channels]
+        for part in ("weight", "bias"):
+            both = [tensors[f"model.layers.{layer}.mlp.{name}_proj.{part}"][order] for name in ("gate", "up")]
+            assert torch.equal(image[f"layers.{layer}.gate_up.{part}"], torch.cat(both))
