@@ -143,11 +143,11 @@ def rows(timed: Timed) -> Iterator[tuple[str, ...]]:
 
 
 def cell(row: dict[str, Any] | None) -> str:
-    """Return measured ms, predicted ms and predicted / measured."""
+    """Return measured ms, and where any are predicted, predicted ms and predicted / measured."""
     if row is None or not row["best_ns"]:
         return ""
     measured_ns, predicted_ns = row["best_ns"], row["predicted_ns"]
-    if predicted_ns is None:
+    if not predicted_ns:
         return f"{measured_ns / 1e6:.2f}"
     return f"{measured_ns / 1e6:.2f}, {predicted_ns / 1e6:.2f}: {predicted_ns / measured_ns:.2f}"
 
