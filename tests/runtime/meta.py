@@ -1,17 +1,18 @@
 """The GPU path of a plan without a GPU: one rank's prefill and steps on meta tensors, which have shapes and no values.
 
-Whatever is not on a CPU takes the branch that a GPU takes, so that each operation and each launch of a Triton kernel
-can be looked at: its devices, copies from the host, and the bytes of temporaries. Collectives do nothing, and the step
-message is read as one that accepts some nodes.
+Meta tensors say that they are of CUDA, so that code takes the branch that it takes on a GPU, whichever way it asks.
+Each operation and each launch of a Triton kernel can be looked at: its devices, copies from the host, and the bytes of
+temporaries. The transports of collectives do nothing, and the step message is read as one that accepts some nodes.
 """
 
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any, ClassVar, Literal, Self
 from unittest import mock
 
 import torch
@@ -31,6 +32,8 @@ from runtime.model.triton_kernels import launch
 from runtime.sampling import Sampling
 
 META = torch.device("meta")
+CUDA = torch.device("cuda", 0)
+"""What meta tensors say that they are of (``AsCuda``), and what stands for the meta device wherever one is named."""
 aten = torch.ops.aten
 ALLOCATIONS = {
     *(aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default),
@@ -49,6 +52,12 @@ MASKED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, at
 """Operations that first count the elements that a mask has."""
 VECTOR_BYTES = 16
 """Widest load of a thread; Triton compiles another kernel for a pointer that is no multiple of it."""
+
+
+def device_of(tensor: Tensor) -> torch.device:
+    """Return the device that a tensor is of, whatever it says."""
+    with torch._C.DisableTorchFunction():
+        return tensor.device
 
 
 @dataclass
@@ -88,6 +97,10 @@ class Watch(TorchDispatchMode):
         """Drop what was recorded, and measure the peak from here."""
         self.traces, self.most = {}, self._now
 
+    def wait(self, device: object = None) -> None:
+        """Record that the host waits for a device, in place of ``torch.cuda.synchronize``."""
+        self.trace.waits.append("torch.cuda.synchronize")
+
     def pin(self, tensor: Tensor) -> None:
         """Take a tensor of the host for one in pinned memory, as it is where there is a GPU."""
         storage = tensor.untyped_storage()
@@ -102,7 +115,7 @@ class Watch(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        to_host = func is aten.copy_.default and args[0].device.type == "cpu" and args[1].device == META
+        to_host = func is aten.copy_.default and device_of(args[0]) != META and device_of(args[1]) == META
         out = args[0] if to_host else func(*args, **kwargs)  # there are no values to copy
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
@@ -116,15 +129,17 @@ class Watch(TorchDispatchMode):
             func in MASKED and any(x.dtype == torch.bool for x in tree_leaves(args[1]) if x is not None)
         ):
             trace.waits.append(name)
-        devices = {tensor.device.type for tensor in inputs + outputs}
+        devices = {device_of(tensor).type for tensor in inputs + outputs}
         if func in (aten.copy_.default, aten._to_copy.default) and len(devices) > 1:
             asynchronous = kwargs.get("non_blocking") or (func is aten.copy_.default and len(args) > 2 and args[2])
-            host = next(tensor for tensor in inputs + outputs if tensor.device.type == "cpu")
+            host = next(tensor for tensor in inputs + outputs if device_of(tensor) != META)
             if not asynchronous:
                 trace.waits.append(f"{name} between {sorted(devices)}")
             elif host.untyped_storage()._cdata not in self._pinned:
                 trace.waits.append(f"{name} between {sorted(devices)}, of memory that is not pinned")
-            elif outputs[0].device == META:  # the copy of a step's message to the host is none of the step's launches
+            elif (
+                device_of(outputs[0]) == META
+            ):  # the copy of a step's message to the host is none of the step's launches
                 trace.kernels.update([name])
             return
         if _is_view(func) or func in ALLOCATIONS or not devices:
@@ -138,7 +153,7 @@ class Watch(TorchDispatchMode):
     def start(self, kernel: Any, grid: tuple[int, ...], *operands: Any, **sizes: Any) -> None:
         """Record the launch of a Triton kernel, in place of ``launch.start``."""
         name, trace = kernel.__name__, self.trace
-        devices = {operand.device.type for operand in operands if isinstance(operand, Tensor)}
+        devices = {device_of(operand).type for operand in operands if isinstance(operand, Tensor)}
         if 0 in grid:
             return
         if devices != {"meta"}:
@@ -158,7 +173,7 @@ class Watch(TorchDispatchMode):
         for tensor in outputs:
             storage = tensor.untyped_storage()
             key, nbytes = storage._cdata, -(-storage.nbytes() // 512) * 512  # the granule of torch's allocator
-            if tensor.device != META or key in known or key in self._storages:
+            if device_of(tensor) != META or key in known or key in self._storages:
                 continue
             self._storages.add(key)
             self._now += nbytes
@@ -170,34 +185,64 @@ class Watch(TorchDispatchMode):
         self._now -= nbytes
 
 
-class Factories(TorchFunctionMode):
-    """Tells a watch of what the dispatcher of meta tensors does not show: numbers that become tensors of a device, and
-    so are copied to it, indices among them; and memory of the host that is to be pinned."""
+class AsCuda(TorchFunctionMode):
+    """Lets meta tensors say that they are of a GPU, and makes them where tensors of a GPU are asked for.
 
+    Tells a watch of what the dispatcher of meta tensors does not show: numbers that become tensors of a device, and so
+    are copied to it, indices among them; memory of the host that is to be pinned; and waits for a device by name. Waits
+    for its queue are those of whoever reads from it (``silent_messages``).
+    """
+
+    ANSWERS: ClassVar[dict[Any, object]] = {
+        Tensor.device.__get__: CUDA, Tensor.is_cuda.__get__: True, Tensor.is_meta.__get__: False, Tensor.get_device: 0,
+    }  # fmt: skip
+    """What a meta tensor answers, by the function that is asked."""
     MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, Tensor.new_tensor)
     INDEXING = (Tensor.__getitem__, Tensor.__setitem__)
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
-        self._watch = watch
+        self._watch, self._patches = watch, ExitStack()
+
+    def __enter__(self) -> Self:
+        self._patches.enter_context(mock.patch.object(torch.cuda, "is_available", return_value=True))
+        self._patches.enter_context(mock.patch.object(torch.cuda, "synchronize", self._watch.wait))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._patches.close()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+        if func in self.ANSWERS and device_of(args[0]) == META:
+            return self.ANSWERS[func]
+        if func is not torch.device:
+            args = tuple(_on_meta(value) for value in args)
+        kwargs = {name: _on_meta(value) for name, value in (kwargs or {}).items()}
         pinned = kwargs.pop("pin_memory", None) is not None  # only a machine with a GPU pins memory
         out = func(*args, **kwargs)
         if func in self.INDEXING:
-            copies = args[0].device == META and _has_numbers(args[1])
+            copies = device_of(args[0]) == META and _has_numbers(args[1])
         else:
             numbers = func is Tensor.new and any(
                 isinstance(x, list | tuple) and not isinstance(x, torch.Size) for x in args
             )
             makes = func in self.MAKERS or numbers
-            copies = makes and out.device == META
+            copies = makes and device_of(out) == META
         if copies:
             self._watch.trace.waits.append(f"{func.__name__} on a device")
-        if pinned and out.device.type == "cpu":
+        if pinned and device_of(out) != META:
             self._watch.pin(out)
         return out
+
+
+def _on_meta(value: Any) -> Any:
+    """Return the meta device for one of CUDA, and any other argument as it is."""
+    named = (isinstance(value, torch.device) and value.type == "cuda") or (
+        isinstance(value, str) and value.startswith("cuda")
+    )
+    return META if named else value
 
 
 def _has_numbers(index: Any) -> bool:
@@ -217,9 +262,8 @@ def _is_view(func: Any) -> bool:
     return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SilentGroup(Group):
-    """A group whose collectives do nothing: there are no values."""
+class Silent:
+    """A transport whose collectives do nothing: there are no values."""
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
         pass
@@ -227,23 +271,26 @@ class SilentGroup(Group):
     def all_reduce(self, tensor: Tensor) -> None:
         pass
 
-    def all_gather(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
-        return tensor.new_empty((len(self.ranks), *tensor.shape)) if out is None else out
+    def all_gather(self, own: Tensor, out: Tensor) -> None:
+        pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class SilentMaker:
-    """Makes the groups of one rank."""
+    """Makes the groups of one rank; ``staged``: collectives pass through memory of the host."""
 
     rank: int
     progress: Progress
     host: HostWork = field(default_factory=HostWork)
+    staged: bool = False
 
     def group(self, name: str, ranks: tuple[int, ...], transport: Transport) -> Group | None:
         if self.rank not in ranks:
             return None
-        handle: Any = None if transport == "local" else object()  # only asked whether it is there
-        return SilentGroup(name=name, ranks=ranks, rank=self.rank, handle=handle)
+        return Group(
+            name=name, ranks=ranks, rank=self.rank, handle=None if transport == "local" else Silent(),
+            staged=self.staged, progress=self.progress, host=self.host,
+        )  # fmt: skip
 
 
 class Phases(Progress):
@@ -276,7 +323,7 @@ class Result:
     steps: dict[Kind, dict[str, Trace]] = field(default_factory=dict)
     """By phase."""
     reads: dict[Kind, int] = field(default_factory=dict)
-    """Step messages read by the host in one step."""
+    """How often the host waits for its device in one step: once for the message, and where collectives are staged."""
     peak: int = 0
     """Most bytes of temporaries."""
     step_peak: int = 0
@@ -289,11 +336,14 @@ class Result:
 
 @contextmanager
 def silent_messages(accepted: int) -> Iterator[list[int]]:
-    """Read every step message as one that accepts ``accepted`` nodes, as far as there are; yield the count of reads."""
-    reads = [0]
+    """Read every step message as one that accepts ``accepted`` nodes, as far as there are; yield the count of waits.
+
+    That is how often the host waits for the queue of its device, as a read does.
+    """
+    waits, wait_and_read = [0], Channel.read
 
     def read(channel: Channel) -> tuple[list[Message], Notice]:
-        reads[0] += 1
+        wait_and_read(channel)
         nodes, kept = channel.nodes, channel.kept
         count = min(accepted, kept - 1)
         return [
@@ -301,13 +351,36 @@ def silent_messages(accepted: int) -> Iterator[list[int]]:
             for _ in range(channel.wire.shape[0])
         ], nothing()
 
-    with mock.patch.object(Channel, "read", read):
-        yield reads
+    def wait() -> None:
+        waits[0] += 1
+
+    queue = SimpleNamespace(synchronize=wait)
+    with (
+        mock.patch.object(Channel, "read", read),
+        mock.patch.object(torch.cuda, "current_stream", return_value=queue),
+    ):
+        yield waits
 
 
-def as_cuda() -> AbstractContextManager[Any]:
-    """Let meta tensors say that they are of CUDA, for code that asks them and not their device."""
-    return mock.patch.object(Tensor, "is_cuda", property(lambda tensor: tensor.device == META))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Watched:
+    """A rank's stepper, what watches it, and how often the host has waited for the queue of its device."""
+
+    stepper: Stepper
+    watch: Watch
+    waits: list[int]
+
+
+@contextmanager
+def stepper_on_meta(plan: Plan, rank: int, accepted: int, *, staged: bool = False) -> Iterator[Watched]:
+    """Yield the stepper of a rank, whose work is watched within this context; arguments as in ``on_meta``."""
+    watch = Watch()
+    with silent_messages(accepted) as waits, torch.inference_mode(), AsCuda(watch):
+        memory = Memory(plan, plan.devices[rank].id, CUDA)
+        comm = groups(plan, SilentMaker(rank=rank, progress=Phases(watch), staged=staged))
+        stepper = Stepper(plan, MetaSlots(), memory, comm, CUDA)
+        with watch, mock.patch.object(launch, "start", watch.start):
+            yield Watched(stepper=stepper, watch=watch, waits=waits)
 
 
 def on_meta(
@@ -318,37 +391,34 @@ def on_meta(
     sampling: Sampling | None = None,
     cached: int = 0,
     ended: Sequence[int] = (),
+    staged: bool = False,
 ) -> Result:
     """Run a rank's prefill of prompts of these lengths, and a step, plain and then with its drafter.
 
     ``cached``: positions of each prompt, as far as it has them, that the caches hold already. ``ended``: sequences that
-    end with their first token.
+    end with their first token. ``staged``: collectives pass through memory of the host, which waits for each.
     """
-    watch, run = Watch(), Result()
-    progress = Phases(watch)
-    with silent_messages(3) as reads, torch.inference_mode(), Factories(watch), as_cuda():
-        memory = Memory(plan, plan.devices[rank].id, META)
-        comm = groups(plan, SilentMaker(rank=rank, progress=progress))
-        stepper = Stepper(plan, MetaSlots(), memory, comm, META)
-        with watch, mock.patch.object(launch, "start", watch.start):
-            kinds: tuple[Kind, ...] = ("plain", "EAGLE") if stepper.drafts else ("plain",)
-            for kind in kinds:
-                mode, prompts = Mode(draft=kind == "EAGLE", accept=None), [tuple(range(length)) for length in lengths]
-                _fill(stepper, [min(cached, length - 1) for length in lengths])
-                watch.forget()
-                stream = stepper.steps(prompts, [sampling] * len(lengths), mode, reuse=True)
-                next(stream)
-                run.prefill[kind] = _joined(watch.traces.values())
-                run.peak = max(run.peak, watch.most)
-                for sequence in ended:
-                    stepper.end(sequence)
-                watch.forget()
-                reads[0] = 0
-                next(stream)
-                run.steps[kind], run.reads[kind] = watch.traces, reads[0]
-                run.peak, run.step_peak = max(run.peak, watch.most), max(run.step_peak, watch.most)
-                watch.forget()
-                stream.close()
+    run = Result()
+    with stepper_on_meta(plan, rank, 3, staged=staged) as watched:
+        stepper, watch = watched.stepper, watched.watch
+        kinds: tuple[Kind, ...] = ("plain", "EAGLE") if stepper.drafts else ("plain",)
+        for kind in kinds:
+            mode, prompts = Mode(draft=kind == "EAGLE", accept=None), [tuple(range(length)) for length in lengths]
+            _fill(stepper, [min(cached, length - 1) for length in lengths])
+            watch.forget()
+            stream = stepper.steps(prompts, [sampling] * len(lengths), mode, reuse=True)
+            next(stream)
+            run.prefill[kind] = _joined(watch.traces.values())
+            run.peak = max(run.peak, watch.most)
+            for sequence in ended:
+                stepper.end(sequence)
+            watch.forget()
+            watched.waits[0] = 0
+            next(stream)
+            run.steps[kind], run.reads[kind] = watch.traces, watched.waits[0]
+            run.peak, run.step_peak = max(run.peak, watch.most), max(run.step_peak, watch.most)
+            watch.forget()
+            stream.close()
     return run
 
 

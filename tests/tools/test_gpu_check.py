@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from runtime.decode.messages import Channel
 from runtime.model.triton_kernels import launch
-from tests.runtime.meta import META, Factories, Watch, silent_messages
+from tests.runtime.meta import CUDA, AsCuda, Watch, silent_messages
 
 TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
@@ -111,7 +112,7 @@ GPU_PARTS = (
 )
 """Parts whose work is that of a GPU alone."""
 CALLS = {
-    "synchronize": None, "set_sync_debug_mode": None, "reset_peak_memory_stats": None, "get_device_capability": (9, 0),
+    "set_sync_debug_mode": None, "reset_peak_memory_stats": None, "get_device_capability": (9, 0),
     "memory_allocated": 1 << 20, "max_memory_allocated": 1 << 20, "memory_reserved": 1 << 21,
     "mem_get_info": (1 << 36, 1 << 37), "memory_snapshot": [{"total_size": 1 << 20}], "graph_pool_handle": (0, 1),
 }  # fmt: skip
@@ -147,17 +148,18 @@ def as_a_gpu(watch: Watch) -> Iterator[None]:
             (torch.profiler, "profile", mock.Mock(return_value=profiled)), (launch, "start", watch.start),
             (Tensor, "item", lambda tensor: 0.0), (Tensor, "unique", lambda tensor: tensor),
             (torch, "equal", lambda one, other: True),
+            (Channel, "send_to_host", lambda channel: None),
         ):  # fmt: skip
             patches.enter_context(mock.patch.object(target, name, value))
         patches.enter_context(silent_messages(3))
-        patches.enter_context(Factories(watch))
+        patches.enter_context(AsCuda(watch))
         yield
 
 
 @pytest.mark.parametrize("part", GPU_PARTS)
 def test_a_part_calls_what_torch_has_on_a_gpu(part: str, capsys: pytest.CaptureFixture[str]) -> None:
     with as_a_gpu(Watch()):
-        gpu_parts.PARTS[part](OnMeta(META, small=True))
+        gpu_parts.PARTS[part](OnMeta(CUDA, small=True))
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert rows
     assert all(row.keys() == {"what", "predicted", "measured", "verdict"} for row in rows)
@@ -177,7 +179,7 @@ def test_the_sanitizer_watches_small_steps(
         ("/none", "no compute-sanitizer in PATH, /usr/local/cuda/bin, /usr/local/cuda/compute-sanitizer", "not tried"),
     ):
         monkeypatch.setenv("PATH", f"{path}:/bin")
-        gpu_parts.PARTS["sanitizer"](OnMeta(META))
+        gpu_parts.PARTS["sanitizer"](OnMeta(CUDA))
         row = json.loads(capsys.readouterr().out)
         assert (row["measured"], row["verdict"]) == (measured, verdict)
     caching, *options, program, first, second, small = (tmp_path / "called").read_text().split()

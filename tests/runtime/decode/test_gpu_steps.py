@@ -1,6 +1,7 @@
 """Prefill and steps as a GPU runs them, on meta tensors: waits of the host, arguments of attention, and memory."""
 
 import dataclasses
+import random
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -16,10 +17,12 @@ from plans.graphs import POOL, captures
 from plans.kv import KvShare
 from plans.schema import Device, DType, KvAxis, KvDType, LayerClass, Plan, Run, Tree, WeightFormat
 from plans.step import CONVERTED_ROWS, fed_rows, layer_class
+from runtime.decode.messages import Channel
+from runtime.decode.step import Mode
 from runtime.model.triton_kernels import launch, rowwise
 from runtime.sampling import Sampling
 from tests.plan_factory import TREE, Group, even, group, make_device, make_draft, make_model, make_plan
-from tests.runtime.meta import META, Factories, Result, Watch, on_meta
+from tests.runtime.meta import CUDA, META, AsCuda, Result, Watch, on_meta, stepper_on_meta
 
 PLANS = Path(__file__).parents[3] / "plans"
 MODELS = {
@@ -110,14 +113,17 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("form", [None, *FORMATS])
-def test_a_layer_of_experts_is_fourteen_launches(form: str | None) -> None:
+@pytest.mark.parametrize(("form", "experts"), [(None, 16), (None, 64), *((form, 16) for form in FORMATS)])
+def test_a_layer_of_experts_is_fourteen_launches(form: str | None, experts: int) -> None:
     """Seven before the router's product, its choice, the sort by expert, gate and up, activation, down, the sum.
 
+    However many experts there are: none has launches of its own.
     With biases and bounds of gates as in gpt-oss, and weights in codes, they are no more.
     """
     layers = make_model(num_layers=1, num_heads=32, num_kv_heads=8, head_dim=128, hidden_size=256).layers[0]
-    moe = dataclasses.replace(layers.mlp, kind="moe", num_experts=16, experts_per_token=4, norm_topk_prob=True, unit=32)
+    moe = dataclasses.replace(
+        layers.mlp, kind="moe", num_experts=experts, experts_per_token=4, norm_topk_prob=True, unit=32
+    )
     if form is not None:
         moe = dataclasses.replace(
             moe, gate_up_format=FORMATS[form], down_format=FORMATS[form], bias=True, swiglu_limit=7.0,
@@ -250,6 +256,50 @@ def test_a_batch_looks_up_its_tokens_in_codes_where_the_message_has_them() -> No
     assert_planned(plan, 0, run)
 
 
+@pytest.mark.parametrize("draft", [False, True])
+def test_sequences_that_join_and_leave_make_the_host_wait_once_a_step(*, draft: bool) -> None:
+    """While some are prefilled others decode; where a place between two becomes free, places are exchanged."""
+    base, chance = MODELS["MHA"], random.Random(1)
+    plan = make_plan(
+        base, [group(base, ["a"], base.num_layers)], draft=make_draft(base, kind="eagle"), devices=[gpu("a")],
+        context=500, dtype="bfloat16", prefill_chunk=64, batch=4,
+    )  # fmt: skip
+    exchanged, sampled = [], Sampling(temperature=0.7, top_k=5, top_p=0.9, seed=1)
+    exchange = Channel.exchange
+
+    def noted(channel: Channel, a: int, b: int) -> None:
+        exchanged.append(max(a, b) < len(channel.wire))
+        exchange(channel, a, b)
+
+    with stepper_on_meta(plan, 0, 2) as watched, mock.patch.object(Channel, "exchange", noted):
+        stepper, prefilled, running = watched.stepper, set[int](), set[int]()
+        stepper.enter(Mode(draft=draft, accept=None))
+        watched.watch.forget()
+        for step in range(1, 17):
+            free = [number for number in range(4) if number not in prefilled | running]
+            if free and chance.random() < 0.8:
+                prompt, sampling = tuple(range(chance.randrange(1, 200))), sampled if step % 2 else None
+                prefilled.add(stepper.begin(prompt, sampling, free, reuse=True)[0])
+            joined = {number for number in sorted(prefilled) if stepper.prefill(number)}
+            prefilled, running = prefilled - joined, running | joined
+            stepper.step()
+            assert watched.waits == [step]
+            for number in [number for number in sorted(running) if chance.random() < 0.2]:
+                stepper.end(number)
+                running.remove(number)
+        traces = watched.watch.traces.values()
+        assert [fault for trace in traces for fault in (*trace.mixed, *trace.waits)] == []
+        assert 0 < watched.watch.most <= scratch(plan, 0)
+    assert any(exchanged), "places of the message were to be exchanged"
+
+
+def test_staged_collectives_make_the_host_wait_only_for_what_they_read() -> None:
+    """Their copies to the host, and back, are in the queue of the device."""
+    run = on_meta(codec.load(PLANS / "mixtral-8x7b-2gpu"), 0, [40], staged=True)
+    assert faults(run) == []
+    assert all(count > 1 for count in run.reads.values())
+
+
 WAITS: list[Callable[[Tensor, Tensor], object]] = [
     lambda rows, mask: rows.__setitem__(mask, rows[:1]),
     lambda rows, mask: rows.index_put_((mask,), rows[:1], accumulate=True),
@@ -264,26 +314,30 @@ WAITS: list[Callable[[Tensor, Tensor], object]] = [
     lambda rows, mask: torch.zeros(1).to(META, non_blocking=True),
     lambda rows, mask: torch.zeros(4, 4).copy_(rows),
     lambda rows, mask: torch.zeros(4, 4).copy_(rows, non_blocking=True),
+    lambda rows, mask: torch.cuda.is_available() and torch.cuda.synchronize(rows.device),
 ]
 """Calls for which the host waits on a GPU, and which look as if it did not."""
 
 
 def test_the_watch_sees_what_it_is_there_for() -> None:
     watch, rows = Watch(), torch.empty(4, 8, device=META)
-    with Factories(watch), watch, torch.inference_mode():
+    with AsCuda(watch), watch, torch.inference_mode():
         rows.copy_(torch.ones(4, 8, pin_memory=False), non_blocking=True)  # that is asked for where there is a GPU
         assert not watch.trace.waits
         rows.copy_(torch.ones(4, 8))
         torch.tensor([1.0, 2.0], device=META)
         rows.new_tensor([1.0])
         torch.where(rows > 0, rows, torch.tensor(1.0))
+        assert rows.is_cuda
+        assert rows.new_empty(1).device == torch.empty(1, device=rows.device).device == CUDA
+        assert not torch.empty(1).is_cuda
     trace = watch.trace
     assert len(trace.waits) == 3
     assert [name.partition(" ")[0] for name in trace.mixed] == ["where.self"]
     watch.trace.mixed.clear()
     watch.trace.waits.clear()
     for wait in WAITS:
-        with Factories(watch), watch, torch.inference_mode():
+        with AsCuda(watch), watch, torch.inference_mode():
             wait(torch.empty(4, 4, device=META), torch.empty(4, dtype=torch.bool, device=META))
         assert len(watch.trace.waits) == 1, f"the call {WAITS.index(wait)}"
         watch.trace.waits.clear()

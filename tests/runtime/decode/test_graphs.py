@@ -25,7 +25,7 @@ from runtime.image.buffers import Memory
 from runtime.model.triton_kernels import launch
 from runtime.sampling import Sampling
 from tests.plan_factory import TREE, Group, even, group, make_device, make_draft, make_model, make_plan, shared_draft
-from tests.runtime.meta import META, Factories, MetaSlots, SilentMaker, Watch, silent_messages
+from tests.runtime.meta import CUDA, AsCuda, MetaSlots, SilentMaker, Watch, silent_messages
 
 MODEL = make_model(num_layers=7, num_heads=8, num_kv_heads=4, head_dim=64, hidden_size=256)
 SMALL = Tree(kind="static", total_token=4, depth=1, top_k=2, paths=((0,), (1,), (0, 1)))
@@ -73,16 +73,19 @@ class Captures:
     def __init__(self) -> None:
         self.signatures: list[list[Any]] = []
         self.faults: list[str] = []
+        self.watch = Watch()
+        """Watches everything, since it has to know which memory is pinned."""
 
     @contextmanager
     def __call__(self) -> Iterator[Replay]:
-        signature, watch = Signature(), Watch()
+        signature, watch = Signature(), self.watch
 
         def start(*operands: Any, **sizes: Any) -> None:
             watch.start(*operands, **sizes)
             signature.start(*operands, **sizes)
 
-        with Factories(watch), watch, signature, mock.patch.object(launch, "start", start):
+        watch.forget()
+        with signature, mock.patch.object(launch, "start", start):
             yield lambda: None
         self.faults += [*watch.trace.mixed, *watch.trace.waits]
         self.signatures.append(signature.operations)
@@ -124,10 +127,11 @@ def two_gpus(
 
 @contextmanager
 def stepper_of(plan: Plan, rank: int, captures: Captures) -> Iterator[Stepper]:
-    with silent_messages(2), torch.inference_mode(), mock.patch.object(launch, "start"):
-        memory = Memory(plan, plan.devices[rank].id, META)
+    watch = captures.watch
+    with silent_messages(2), torch.inference_mode(), AsCuda(watch), watch, mock.patch.object(launch, "start"):
+        memory = Memory(plan, plan.devices[rank].id, CUDA)
         comm = groups(plan, SilentMaker(rank=rank, progress=Progress()))
-        yield Stepper(plan, MetaSlots(), memory, comm, META, captures)
+        yield Stepper(plan, MetaSlots(), memory, comm, CUDA, captures)
 
 
 def begun(stepper: Stepper, prompt: int, sampling: Sampling | None, free: list[int]) -> int:
