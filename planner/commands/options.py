@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import click
 
 from planner.families.aux_layers import parse_aux_layers
-from planner.request import DEFAULT_TREE, STATIC_PATHS
+from planner.request import DEFAULT_TREE, LEAST_TREE, STATIC_PATHS
 from plans import numbers
 from plans.check_inputs import MOST_CLIENTS, MOST_TREE, path_problems, static_tree
 from plans.console import verbosity
@@ -120,7 +120,7 @@ def parse_tree(context: click.Context, parameter: click.Parameter, value: str | 
             raise click.BadParameter(f"found {quote(name)}, expected {', '.join(sizes)}")
         if name in names:
             raise click.BadParameter(f"{name}: found twice, expected once")
-        least, most = 2 if name == "total_token" else 1, MOST_TREE[name]
+        least, most = LEAST_TREE[name], MOST_TREE[name]
         number = numbers.whole(digits, least, most)
         if number is None:
             raise click.BadParameter(f"{name}: found {quote(digits)}, expected a whole number from {least} to {most}")

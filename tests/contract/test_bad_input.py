@@ -397,7 +397,7 @@ def test_a_number_out_of_range_is_a_wrong_use(bench: Bench) -> None:
     result = CliRunner().invoke(planner_main, [*bench.arguments(), "--tree", "depth=1000000", "--json"])
     error = json.loads(result.stdout)["error"]
     assert (error["type"], error["exit_code"], result.exit_code) == ("UsageError", 2, 2)
-    assert "'--tree': depth: found '1000000', expected a whole number from 1 to 64" in error["message"]
+    assert "'--tree': depth: found '1000000', expected a whole number from 0 to 64" in error["message"]
 
 
 def test_infeasible_reports_missing_bytes_per_device(bench: Bench) -> None:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from planner.cli import main
 from planner.commands.tables import tables
+from planner.request import LEAST_CHAIN, tree_text
 from plans import codec
 from plans.acceptance import load_profile, profile_digest
 from plans.artifact import load_images
@@ -338,7 +339,7 @@ def test_the_longest_context(models: Path, tmp_path: Path) -> None:
         ("--context", "many"),
         ("--context", "-5"),
         ("--dtype", "int8"),
-        ("--tree", "depth=0"),
+        ("--tree", "depth=65"),
         ("--tree", "depht=3"),
         ("--tree", "total_token=1"),
         ("--tree", "static=0,1.0"),
@@ -793,6 +794,14 @@ def test_no_draft_is_said_plainly(tmp_path: Path) -> None:
     kept = planner(*asked, tmp_path / "kept", "--objective", "step")
     assert "the draft is expected to lose" in kept.stderr
     assert codec.load(tmp_path / "kept").draft is not None
+
+
+def test_the_least_tree_that_is_chosen_can_be_asked_for(tmp_path: Path) -> None:
+    """One drafted token: a pass of the drafter, and none behind it."""
+    asked = ("build", "--gpus", ROOT / "inventory.yaml", "--plan-only", "--json", "--out", tmp_path / "p")
+    done = planner(*asked, "--tree", tree_text(LEAST_CHAIN))
+    assert done.exit_code == 0, done.stderr
+    assert codec.load(tmp_path / "p").options.tree == LEAST_CHAIN
 
 
 @pytest.mark.parametrize(

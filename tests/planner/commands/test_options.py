@@ -10,7 +10,19 @@ FRACTIONS = ("", "x", "1e3", "-1", "nan", "inf", "\uff11%", "101%", "1" * 5000, 
 NUMBERS = ("", "nan", "-nan", "inf", "1e999", "-1", "1_0", "\u0663", "1" * 5000)
 TREES = (
     *("depth=3,depth=3", "total_token=60,total_token=60", "depth=", "depth=\u0663", "depth=3_0", "depth=" + "9" * 5000),
-    *("depth=0", "top_k=257", "total_token=1025", "depth", "width=3", "", ",", "static=", "static=0,0", "static=a"),
+    *(
+        "depth=-1",
+        "top_k=0",
+        "top_k=257",
+        "total_token=1025",
+        "depth",
+        "width=3",
+        "",
+        ",",
+        "static=",
+        "static=0,0",
+        "static=a",
+    ),
     *("static=" + "9" * 5, "static=0." + "0." * 2000, "static=1.0", "static=\u0663"),
 )
 CONTEXTS = ("", "0", "-1", "1.5", "k", "\u0663", "9" * 5000, "maximum", "32kk")
