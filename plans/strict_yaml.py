@@ -28,8 +28,8 @@ MAX_VALUES = 200_000
 """Most scalars and collections of a document; a plan of 1000 devices has about 45 000."""
 MAX_NUMBER = 64
 """Most characters of a number."""
-MOST_LIKE = 100
-"""Most characters of a string of which both emitters certainly write the same; keys are other ones from 123 on."""
+MOST_KEY = 100
+"""Most characters of a key that both emitters write alike; they differ from 123 on."""
 
 # The same grammar either way; libyaml is twenty times faster, and the wheels have it.
 _Parser = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -81,15 +81,21 @@ def _represent_str(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
 
 
 def _represent_plain_str(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
-    # The emitters differ in keys that are empty, long or of several lines, and in what they escape beyond ASCII.
-    if not (data.isascii() and data.isprintable() and 0 < len(data) <= MOST_LIKE):
+    if not (data.isascii() and data.isprintable()):  # the emitters differ in what they escape beyond ASCII
         raise _OtherText
     return _represent_str(dumper, data)
+
+
+def _represent_plain_dict(dumper: yaml.SafeDumper, data: dict[str, Any]) -> yaml.Node:
+    if not all(0 < len(key) <= MOST_KEY for key in data):  # the emitters differ in keys that are empty or long
+        raise _OtherText
+    return dumper.represent_dict(data)
 
 
 _Dumper.add_representer(list, _represent_list)
 _Dumper.add_representer(str, _represent_str)
 _FastDumper.add_representer(list, _represent_list)
+_FastDumper.add_representer(dict, _represent_plain_dict)
 _FastDumper.add_representer(str, _represent_plain_str)
 
 

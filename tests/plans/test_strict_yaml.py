@@ -1,6 +1,7 @@
 """Strict YAML: plain data reads back equal, a scalar has one meaning, and no document costs much."""
 
 import contextlib
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plans import codec
 from plans.schema import PlanError
 from plans.strict_yaml import MAX_DEPTH, MAX_DOCUMENT_BYTES, MAX_VALUES, dump_yaml, load_yaml
 
@@ -39,6 +41,14 @@ def test_the_text_is_the_same_without_libyaml(data: dict[str, object] | list[obj
     fast = dump_yaml(data)
     with mock.patch.object(yaml, "__with_libyaml__", False):
         assert dump_yaml(data) == fast
+
+
+@pytest.mark.skipif(not yaml.__with_libyaml__, reason="PyYAML was built without libyaml")
+@pytest.mark.parametrize("name", ["demo", "llama405b-16gpu"])
+def test_a_plan_is_written_by_libyaml(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = codec.load(Path(__file__).parents[2] / "plans" / name)
+    monkeypatch.delattr(yaml.emitter.Emitter, "emit")
+    assert codec.is_canonical(Path(__file__).parents[2] / "plans" / name, plan)
 
 
 @settings(max_examples=200, deadline=None)
