@@ -16,7 +16,7 @@ from planner.errors import ConfigError
 from planner.families.records import BaseReading, Columns, Roles, Source
 from planner.families.tensors import FLOATS
 from planner.families.windows import classes_of
-from planner.quantized import Expected, Mxfp4Recipe, Recipe, ScaleDType, Stored, check
+from planner.quantized import AutoRoundRecipe, Expected, Mxfp4Recipe, Recipe, ScaleDType, Stored, check
 from planner.quantized.layouts import Gptq
 from plans.quantized import BLOCK, column_unit
 from plans.schema import Attention, LayerClass, Mlp, Model, WeightFormat
@@ -57,6 +57,8 @@ def with_codes(
         planned=known,
         named=frozenset(source.name for source in reading.roles.values()),
     )
+    if isinstance(recipe, AutoRoundRecipe):
+        recipe.require_layers({name.rpartition(".")[0] for name in (*layers.named, *layers.tensors)})
     head = None if reading.model.tied_head else layers.stored(reading.roles["head.weight"])
     roles, model = replaced(reading.roles, reading.model, layers.stored, head, where)
     return dataclasses.replace(reading, roles=roles, model=model)

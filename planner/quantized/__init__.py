@@ -1,5 +1,6 @@
 """Quantized checkpoints: which linear layers have codes instead of weights, and how these become rows of images."""
 
+from planner.quantized.autoround import AutoRoundRecipe
 from planner.quantized.layouts import Rounded, RoundedColumns
 from planner.quantized.mxfp4 import Mxfp4Recipe
 from planner.quantized.recipe import METHODS, read_recipe
@@ -7,6 +8,7 @@ from planner.quantized.records import Expected, Part, Recipe, ScaleDType, Stored
 
 __all__ = [
     "METHODS",
+    "AutoRoundRecipe",
     "Expected",
     "Mxfp4Recipe",
     "Part",

@@ -1,15 +1,22 @@
-"""AutoRound's own layout: the tensors of GPTQ, symmetric; exceptions by names of layers are in ``extra_config``."""
+"""AutoRound's own layout: the tensors of GPTQ, symmetric; ``extra_config`` has exceptions, by names or expressions.
 
-from collections.abc import Mapping
+A key with a character that no name has is a regular expression, as AutoRound writes those of its ``layer_config``: it
+is searched in a layer's name. A layer's own name goes before expressions, and of these the first that is found.
+"""
+
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
+from planner.errors import ConfigError
 from planner.quantized.gptq import HARMLESS, HEAD, Integers, group_of
 from planner.quantized.records import ScaleDType, Stored
-from planner.quantized.settings import Settings
+from planner.quantized.settings import Pattern, Settings
 from plans.format import quote
 
 PLAIN_BITS = 16
 """Bits of a layer that has plain weights."""
+OF_EXPRESSIONS = frozenset(r"*+?^$()[]{}|\\")
+"""Characters of regular expressions that are in no layer's name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,33 +26,64 @@ class AutoRoundRecipe:
     integers: Integers
     exceptions: Mapping[str, Integers | None]
     """By name of the layer; None: it has plain weights."""
+    rules: tuple[tuple[Pattern, Integers | None], ...]
+    """By expression, of layers that have no exception of their own."""
+    where: str
+    """Path of the exceptions in messages."""
 
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
         """Return how a layer is stored; None where it has plain weights."""
-        own = self.exceptions.get(module, None if module == HEAD else self.integers)
+        own = self._of(module)
         return None if own is None else own.stored(module, out, columns, scale_dtype)
+
+    def _of(self, module: str) -> Integers | None:
+        if module in self.exceptions:
+            return self.exceptions[module]
+        for expression, integers in self.rules:
+            if expression.has(module):
+                if module == HEAD and integers is not None:
+                    raise ConfigError(f"{expression.where}, which is found in {HEAD}: expected {HEAD} by its own name")
+                return integers
+        return None if module == HEAD else self.integers
+
+    def require_layers(self, modules: Set[str]) -> None:
+        """Raise ConfigError for an exception of a layer that is none of ``modules``, those of the model."""
+        for name, integers in self.exceptions.items():
+            if name not in modules and (name, integers) != (HEAD, None):
+                raise ConfigError(
+                    f"{self.where}[{quote(name)}]: the model has no such layer, expected the whole name of a linear "
+                    "layer, or a regular expression"
+                )
 
 
 def read(settings: Settings) -> AutoRoundRecipe:
     """Read the settings of AutoRound; raise ConfigError."""
     settings.one_of("packing_format", ("auto_round:auto_gptq",), "auto_round:auto_gptq", "packed otherwise")
     settings.one_of("block_name_to_quantize", ("model.layers",), "model.layers", "other layers are not read here")
-    integers = _integers(settings, 4, None)
+    integers = _integers(settings, None)
     extra = settings.get("extra_config", {})
     if not isinstance(extra, dict):
         raise settings.fail("extra_config", f"found {quote(extra)}, expected an object")
+    where = f"{settings.where}.extra_config"
     exceptions = {
-        str(name): _exception(Settings(changes, f"{settings.where}.extra_config[{quote(name)}]"), integers)
+        str(name): _exception(Settings(changes, f"{where}[{quote(name)}]"), integers)
         for name, changes in extra.items()
+        if changes != {}  # says nothing, so that of an expression the next one counts
     }
+    rules = tuple(
+        (Pattern.read(name, settings, "extra_config", anywhere=True), exceptions.pop(name))
+        for name in list(exceptions)
+        if not OF_EXPRESSIONS.isdisjoint(name)
+    )
     settings.finish(
         *(name for name in HARMLESS if name != "packing_format"), "model_free", "super_bits", "super_group_size"
     )
-    return AutoRoundRecipe(integers=integers, exceptions=exceptions)
+    return AutoRoundRecipe(integers=integers, exceptions=exceptions, rules=rules, where=where)
 
 
-def _integers(settings: Settings, bits: int, default: Integers | None) -> Integers:
-    bits = settings.one_of("bits", (4, 8), bits)
+def _integers(settings: Settings, default: Integers | None) -> Integers:
+    """Read sizes, which are those of ``default`` where nothing is said of them; None: they must be there."""
+    bits = settings.one_of("bits", (4, 8), None if default is None else default.bits)
     settings.one_of("data_type", ("int",), "int")
     settings.one_of("sym", (True,), True, "zero points of this layout are not read here")
     group = default.group if default is not None and settings.get("group_size") is None else group_of(settings)
@@ -58,6 +96,6 @@ def _exception(settings: Settings, integers: Integers) -> Integers | None:
     if settings.get("bits") == PLAIN_BITS:
         settings.one_of("data_type", ("int", "float", "fp"), "float")
     else:
-        own = _integers(settings, integers.bits, integers)
+        own = _integers(settings, integers)
     settings.finish(*HARMLESS, "group_size", "sym", "super_bits", "super_group_size")
     return own

@@ -28,8 +28,8 @@ HEAD = "lm_head"
 
 
 def group_of(settings: Settings) -> int | None:
-    """Read ``group_size``: -1 is one group of all columns."""
-    size = settings.get("group_size", 128)
+    """Read ``group_size``, which has no default: -1 is one group of all columns."""
+    size = settings.get("group_size")
     if size == -1:
         return None
     if type(size) is not int or not 1 <= size <= 1 << 16:
@@ -96,7 +96,7 @@ class GptqRecipe:
 
 def read_gptq(settings: Settings) -> GptqRecipe:
     """Read the settings of GPTQ; raise ConfigError."""
-    bits = settings.one_of("bits", (4, 8), 4)
+    bits = settings.one_of("bits", (4, 8), None)
     group = group_of(settings)
     settings.one_of("pack_dtype", ("int32",), "int32")
     version = settings.one_of("checkpoint_format", ("gptq", "gptq_v2"), "gptq")
@@ -166,7 +166,7 @@ class AwqRecipe:
 
 def read_awq(settings: Settings) -> AwqRecipe:
     """Read the settings of AWQ; raise ConfigError."""
-    settings.one_of("bits", (4,), 4)
+    settings.one_of("bits", (4,), None)
     version = settings.get("version", settings.get("format", "gemm"))
     if not isinstance(version, str) or version.lower() != "gemm":
         raise settings.fail("version", f"found {quote(version)}, expected gemm: packed otherwise, not read here")

@@ -77,22 +77,25 @@ class Pattern:
 
     expression: "regex.Pattern[str]"
     where: str
+    anywhere: bool = False
+    """It names those too within whose names something is as it says."""
 
     @classmethod
-    def read(cls, text: str, settings: Settings, name: str) -> "Pattern":
+    def read(cls, text: str, settings: Settings, name: str, *, anywhere: bool = False) -> "Pattern":
         """Compile an expression; raise ConfigError."""
         where = f"{settings.where}.{shown(name)}: found {quote(text)}"
         if len(text) > MOST_PATTERN:
             raise ConfigError(f"{where}, expected a regular expression of at most {MOST_PATTERN} characters")
         try:
-            return cls(expression=regex.compile(text), where=where)
+            return cls(expression=regex.compile(text), where=where, anywhere=anywhere)
         except (regex.error, RecursionError, OverflowError) as error:
             raise ConfigError(f"{where}, expected a regular expression: {error}") from error
 
     def has(self, module: str) -> bool:
-        """Return True where a layer's name begins as the expression says; raise ConfigError past the limit of time."""
+        """Return True where the expression names a layer; raise ConfigError past the limit of time."""
+        find = self.expression.search if self.anywhere else self.expression.match
         try:
-            return self.expression.match(module, timeout=MOST_MATCH_S) is not None
+            return find(module, timeout=MOST_MATCH_S) is not None
         except TimeoutError as error:
             raise ConfigError(
                 f"{self.where}, expected a regular expression that is matched with {quote(module)} in {MOST_MATCH_S} s"

@@ -88,6 +88,7 @@ DAMAGED: list[tuple[str, Change, str]] = [
     ("sorted-w8", put(f"{UP}weight_g_idx", with_one(9)), r"up_proj\.weight_g_idx\[1\]: found group 9, expected 0 to 1"),
     ("auto-round", drop(f"{UP}qzeros"), r"up_proj\.qzeros: missing"),
     ("auto-round", put(f"{UP}qzeros", lambda t: t + 1), r"up_proj\.qzeros: found a zero point of 9, expected 8 of sym"),
+    ("auto-round", setting(extra_config={"o_proj": {"bits": 8}}), r"extra_config\['o_proj'\]: the model has"),
     ("auto-round", setting(extra_config={UP[:-1]: {"bits": 16}}), r"up_proj: another format than .*gate_proj has"),
     ("awq", drop(f"{UP}qzeros"), r"up_proj\.qzeros: missing"),
     ("awq", put(f"{UP}qweight", lambda t: t[:, 1:]), r"up_proj\.qweight: found shape \[64, 15\], expected \[64, 16\]"),

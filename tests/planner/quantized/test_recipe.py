@@ -99,6 +99,29 @@ def test_bits_differ_by_layer() -> None:
     assert [code(recipe, f"model.layers.0.mlp.{name}_proj") for name in ("up", "down")] == ["int4", "float8_e4m3fn"]
 
 
+def test_exceptions_of_autoround_by_expression() -> None:
+    """As AutoRound 0.16 and vLLM read them: searched; a layer's own name goes first, then the first that is found."""
+    recipe = read(
+        AUTOROUND
+        | {
+            "extra_config": {
+                r".*layers\.0.*": {},
+                r"mlp\.down_proj$": {"bits": 8},
+                r".*layers\.1\..*": {"bits": 16},
+                "model.layers.1.mlp.down_proj": {"bits": 4},
+                "model.layers.2.mlp.gate": {"bits": 16},
+            }
+        }
+    )
+    found = [[code(recipe, f"model.layers.{layer}.mlp.{name}_proj") for name in ("gate", "down")] for layer in range(3)]
+    assert found == [["int4", "int8"], [None, "int4"], ["int4", "int8"]]
+    assert code(recipe, "model.layers.10.mlp.up_proj") == "int4"
+    assert code(recipe, "lm_head") is None
+    assert code(read(AUTOROUND | {"extra_config": {".*": {"bits": 16}}}), "lm_head") is None
+    with pytest.raises(ConfigError, match=r"found '\.\*', which is found in lm_head: expected lm_head by its own name"):
+        code(read(AUTOROUND | {"extra_config": {".*": {"bits": 8}}}), "lm_head")
+
+
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
@@ -120,6 +143,13 @@ def test_bits_differ_by_layer() -> None:
         (AUTOROUND | {"packing_format": "auto_round:auto_awq"}, r"packing_format: found 'auto_round:auto_awq'"),
         (AUTOROUND | {"extra_config": {"lm_head": {"bits": 3}}}, r"extra_config\['lm_head'\]\.bits: found 3"),
         (AUTOROUND | {"extra_config": {"lm_head": 4}}, r"extra_config\['lm_head'\]: found 4, expected an object"),
+        (AUTOROUND | {"extra_config": {".*(": {"bits": 8}}}, r"extra_config: found '\.\*\(', expected a regular expr"),
+        (AUTOROUND | {"bits": None}, r"quantization_config\.bits: found None, expected 4 or 8"),
+        (AUTOROUND | {"group_size": None}, r"quantization_config\.group_size: found None, expected a positive integer"),
+        (GPTQ | {"bits": None}, r"quantization_config\.bits: found None, expected 4 or 8"),
+        (GPTQ | {"group_size": None}, r"quantization_config\.group_size: found None, expected a positive integer"),
+        (AWQ | {"bits": None}, r"quantization_config\.bits: found None, expected 4"),
+        (AWQ | {"group_size": None}, r"quantization_config\.group_size: found None, expected a positive integer"),
         (AUTOROUND | {"extra_config": []}, r"extra_config: found \[\], expected an object"),
         (AUTOROUND | {"data_type": "mx_fp"}, r"data_type: found 'mx_fp', expected 'int'"),
         (AUTOROUND | {"rotation": 1}, r"rotation: unknown key"),
