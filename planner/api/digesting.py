@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,9 @@ from plans.strict_yaml import MAX_DOCUMENT_BYTES
 
 PATTERNS = ("**/*.safetensors", "pytorch_model*.bin")
 """Files of tensors that a checkpoint may have."""
-SOURCES = ("planner/**/*.py", "planner/hardware/*.yaml", "plans/*.py")
+BESIDE_A_CONFIG = (ACCEPTANCE, *TOKENIZER_FILES)
+"""Files beside a config that are read too, also where the config alone was given."""
+SOURCES = ("planner/**/*.py", "planner/hardware/*.yaml", "planner/speculation/profiles/*.yaml", "plans/*.py")
 """Files that plan and compile."""
 
 
@@ -36,15 +39,17 @@ def inputs_digest(checkpoints: Iterable[str | Path | None], documents: Iterable[
 
 
 def _states(path: Path) -> Iterator[list[object]]:
-    """Yield name and state of each file of a checkpoint that planning and compiling read."""
-    for file in sorted(set(_files(path))) if path.is_dir() else [path]:
-        if file.is_file():
-            status = file.stat()
-            yield [str(file.relative_to(path)), status.st_dev, encode(stamp(status))]
+    """Yield name and state of each file that planning and compiling read of a checkpoint, or of a link to nowhere."""
+    directory = path if path.is_dir() else path.parent
+    found = _tensors_and_configs(path) if path.is_dir() else [path]
+    for file in sorted({*found, *(directory / name for name in BESIDE_A_CONFIG)}):
+        if os.path.lexists(file):
+            status = file.stat() if file.exists() else file.lstat()
+            yield [str(file.relative_to(directory)), status.st_dev, encode(stamp(status))]
 
 
-def _files(directory: Path) -> Iterator[Path]:
-    yield from (directory / name for name in (BASE_CONFIG, INDEX, ACCEPTANCE, *TOKENIZER_FILES))
+def _tensors_and_configs(directory: Path) -> Iterator[Path]:
+    yield from (directory / name for name in (BASE_CONFIG, INDEX))
     for pattern in PATTERNS:
         yield from directory.glob(pattern)
 
