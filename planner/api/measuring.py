@@ -250,13 +250,18 @@ def calibrated(processes: int) -> dict[str, Any]:
     return _output("calibrate", "--processes", str(processes), "--within", str(CALIBRATION_S))
 
 
-def joined(one: Any, other: Any) -> Any:
-    """Return samples that have the times of two measurements, which are lists of numbers, and what both have alike."""
+def joined(one: Any, other: Any, where: str = "") -> Any:
+    """Return samples that have the times of two measurements, which are lists of numbers, and what both have alike.
+
+    ``where`` names the datum. Raise DetectionError for what they have not alike, as where the cores were changed.
+    """
     if isinstance(one, dict):
-        return {name: joined(value, other[name]) for name, value in one.items()}
+        return {name: joined(value, other[name], name) for name, value in one.items()}
     if isinstance(one, list):
         entries = bool(one) and isinstance(one[0], dict)
         return [joined(*pair) for pair in zip(one, other, strict=True)] if entries else one + other
+    if one != other:
+        raise DetectionError(f"{where}: found {one}, later {other}: the machine changed meanwhile: measure again")
     return one
 
 

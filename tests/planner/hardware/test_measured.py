@@ -117,6 +117,12 @@ def test_the_times_of_two_measurements_are_taken_together() -> None:
     assert all(both[name] == SAMPLES[name] for name in same)
 
 
+@pytest.mark.parametrize("name", ["cores", "threads", "cached_bytes"])
+def test_what_changes_between_two_measurements_is_refused(name: str) -> None:
+    with pytest.raises(DetectionError, match=f"^{name}: found {SAMPLES[name]}, later 7: the machine changed meanwhile"):
+        measuring.joined(SAMPLES, SAMPLES | {name: 7})
+
+
 def test_samples_become_the_figures_of_a_link() -> None:
     link = link_of(SAMPLES)
     assert link is not None
