@@ -23,6 +23,7 @@ from planner.request import Request, resolve_request
 from planner.solver.minimise import Settings
 from planner.solver.solve import Keep, Solved, solve, solve_nearly
 from planner.speculation.compare import Question, chosen, recorded
+from planner.speculation.profiles import profile_beside
 from planner.speculation.schedule import with_schedule
 from plans.acceptance import ACCEPTANCE, Profile, load_profile
 from plans.check_inputs import MOST_STALL_S
@@ -143,10 +144,11 @@ def rebuild(directory: Path, frozen: Plan, settings: Settings) -> Built:
 
 def recorded_profile(directory: Path) -> Profile:
     """Return the acceptance profile beside a plan; raise ArtifactError where there is none, PlanError for a bad one."""
-    file = directory / ACCEPTANCE
-    if not file.is_file():
-        raise ArtifactError(f"{file}: no such file: the tree was chosen by the acceptance profile in it: build again")
-    return load_profile(file)
+    file = profile_beside(directory)
+    if file is None:
+        absent = directory / ACCEPTANCE
+        raise ArtifactError(f"{absent}: no such file: the tree was chosen by the acceptance profile in it: build again")
+    return load_profile(file, inside=True)
 
 
 def plan(

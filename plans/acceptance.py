@@ -166,10 +166,13 @@ def profile_digest(profile: Profile) -> str:
     return hashlib.sha256(dump_profile(profile).encode()).hexdigest()
 
 
-def load_profile(file: Path) -> Profile:
-    """Read a profile; raise PlanError with the path to the datum for anything else."""
+def load_profile(file: Path, *, inside: bool) -> Profile:
+    """Read a profile; raise PlanError with the path to the datum for anything else.
+
+    ``inside``: it lies in the directory of a plan or fleet, out of which no link may lead.
+    """
     try:
-        raw = read_document(file, inside=False)
+        raw = read_document(file, inside=inside)
     except OSError as error:
         reason = "is a directory" if error.errno == errno.EISDIR else error.strerror
         raise PlanError(f"{file}: cannot read: {reason}") from error

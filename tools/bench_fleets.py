@@ -30,7 +30,7 @@ from planner.families import load_base, load_draft
 from planner.hardware.inventory import parse_inventory
 from planner.request import Request, Wanted
 from planner.solver.minimise import Settings
-from planner.speculation.profiles import profile_of
+from planner.speculation.profiles import shipped_profile
 from plans.fleet import MICRO
 
 
@@ -89,7 +89,7 @@ def line_of(instance: Instance) -> tuple[str, ...]:
         draft=draft,
         inventory=parse_inventory(instance.inventory, instance.name),
         wanted=Wanted(context=instance.context, simplify_ppm=0, objective="tokens" if draft else "step"),
-        profile=profile_of(None, draft.draft) if draft else None,
+        profile=shipped_profile(draft.draft) if draft else None,
     )
     start, cpu = time.perf_counter(), time.process_time()
     fleet = divided(request, instance.asked, Settings()).fleet

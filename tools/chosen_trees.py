@@ -25,7 +25,7 @@ from planner.request import DEFAULT_TREE, Wanted, resolve
 from planner.solver.minimise import Settings
 from planner.speculation.compare import Question
 from planner.speculation.compare import chosen as choice_of
-from planner.speculation.profiles import profile_of
+from planner.speculation.profiles import shipped_profile
 from plans.acceptance import PPM
 from plans.schema import Tree
 
@@ -94,7 +94,7 @@ def chosen(grown: Grown) -> Compared:
         draft = load_draft(directory / "head.json", base)
     options = resolve(Wanted(batch=grown.batch, context=grown.context), "bfloat16", base, draft)
     inventory = parse_inventory(grown.inventory, grown.name).at("bfloat16")
-    profile = profile_of(None, draft.draft)
+    profile = shipped_profile(draft.draft)
     question = Question(
         base=base,
         draft=draft,

@@ -147,7 +147,7 @@ def speed_up_ratio(entry: SpeedUp, listed: Table) -> float:
     row, plain = rows[entry.row], rows[entry.plain]
     assert row.tree is not None
     assert row.head is not None
-    profile = load_profile(SHIPPED / ("eagle3.yaml" if row.head.startswith("eagle3") else "eagle.yaml"))
+    profile = load_profile(SHIPPED / ("eagle3.yaml" if row.head.startswith("eagle3") else "eagle.yaml"), inside=False)
     accepted = expected_ppm(profile, Tree(kind="dynamic", paths=None, **row.tree)) / PPM
     expected = accepted * predicted(plain, listed).step_ms / predicted(row, listed).step_ms
     return expected * plain.tokens_per_s / row.tokens_per_s

@@ -17,7 +17,7 @@ from planner.remedies.explain import explain
 from planner.request import MOST_POSITIONS, Objective, Request, Schedule, Wanted
 from planner.solver.minimise import Settings
 from planner.solver.solve import Solved
-from planner.speculation.profiles import profile_beside, profile_of
+from planner.speculation.profiles import kept_profile, profile_beside, profile_of
 from plans.acceptance import PPM, Profile
 from plans.check import load
 from plans.check_inputs import MOST_BATCH, MOST_DEVICES, MOST_STALL_S
@@ -243,7 +243,7 @@ def request_of(
 def _acceptance(file: str | Path | None, drafter: DraftInput) -> Profile:
     """Return the acceptance profile in a file, else that beside the drafter's config, else the shipped one."""
     own = profile_beside(drafter.checkpoint.config_file.parent)
-    return profile_of(own if file is None else Path(file), drafter.draft)
+    return profile_of(own if file is None else Path(file), drafter.draft, inside=False)
 
 
 def objective_of(asked: Objective | None, draft: str | Path | None, tree: Tree | None, strategy: Strategy) -> Objective:
@@ -257,8 +257,7 @@ def solved(request: Request, settings: Settings) -> PlanResult:
     """Solve a request; raise InputError, InfeasibleError without changes, or NotProvenError."""
     built = build(request, settings)
     draft = request.draft if built.plan.draft is not None else None
-    shipped = draft is not None and request.profile == profile_of(None, draft.draft)
-    profile = request.profile if built.plan.speculation is not None or (draft and not shipped) else None
+    profile = kept_profile(built.plan, request.profile)
     return PlanResult(plan=built.plan, solved=built.solved, base=request.base, draft=draft, profile=profile)
 
 

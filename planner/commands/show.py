@@ -107,7 +107,7 @@ def known(directory: Path, plan: Plan) -> Speculation | None:
     """Return what drafting is expected to gain: as recorded, else beside plain decoding on the same placement."""
     if plan.speculation is not None or plan.draft is None:
         return plan.speculation
-    return on_same_placement(plan, profile_of(profile_beside(directory), plan.draft))
+    return on_same_placement(plan, profile_of(profile_beside(directory), plan.draft, inside=True))
 
 
 def write_html(directory: Path, plan: Plan, file: Path) -> None:

@@ -14,6 +14,7 @@ from planner.errors import OutputError
 from planner.families import load_base, load_planned_draft
 from planner.fleet.build import BuiltFleet, FleetInput
 from planner.plan_directory import BASE_CONFIG, DRAFT_CONFIG, DRAFT_DIRECTORY, draft_config
+from planner.speculation.profiles import kept_profile
 from plans import codec
 from plans.acceptance import ACCEPTANCE, dump_profile
 from plans.codec import FLEET_FILE
@@ -41,8 +42,7 @@ def write(directory: Path, built: BuiltFleet, given: FleetInput) -> None:
             (directory / DRAFT_DIRECTORY).mkdir(exist_ok=True)
         for name, plan in built.plans.items():
             draft = given.draft if plan.draft is not None else None
-            profile = given.profile if plan.speculation is not None else None
-            plan_directory.write(directory / name, plan, given.base, draft, profile)
+            plan_directory.write(directory / name, plan, given.base, draft, kept_profile(plan, given.profile))
         for name, content in files.items():
             durable.replace(directory / name, content, _temporary(directory / name))
         durable.put_in_place(_temporary(fleet_file), fleet_file)

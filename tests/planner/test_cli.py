@@ -736,7 +736,7 @@ def test_the_tree_is_chosen_and_checked_again(tmp_path: Path) -> None:
     assert "drafting pays from" in done.stderr
     plan = codec.load(out)
     assert plan.speculation is not None
-    assert plan.speculation.profile_sha256 == profile_digest(load_profile(out / "acceptance.yaml"))
+    assert plan.speculation.profile_sha256 == profile_digest(load_profile(out / "acceptance.yaml", inside=False))
     text = f"total_token={tree['total_token']},depth={tree['depth']},top_k={tree['top_k']}"
     asked = ("--gpus", inventory, "--out", by_hand, "--plan-only", "--json", "--dtype", "float32", "--tree", text)
     again = planner("build", *asked)
@@ -776,6 +776,30 @@ def test_a_head_may_have_a_profile_of_its_own(models: Path, tmp_path: Path) -> N
     refused = build(models, out, "--plan-only", "--draft", head)
     message = f"{head}/acceptance.yaml: found a profile of eagle, the drafter is eagle3"
     assert (refused.exit_code, message in refused.stderr) == (2, True)
+
+
+def test_no_link_beside_a_plan_is_followed_out_of_it(models: Path, tmp_path: Path) -> None:
+    """The directory may be a stranger's; one of the head, or a file given with --profile, is the user's."""
+    head, out, own = tmp_path / "head", tmp_path / "p", tmp_path / "own.yaml"
+    shutil.copytree(models / "head", head)
+    own.write_text(RIGHT_IN_TEN.format(drafter="eagle3", count=5))
+    (tmp_path / "link.yaml").symlink_to(own)
+    (head / "acceptance.yaml").symlink_to(own)
+    for given in ((), ("--profile", tmp_path / "link.yaml")):
+        assert build(models, out, "--plan-only", "--draft", head, *given).exit_code == 0
+        assert "5 of ten" in (out / "acceptance.yaml").read_text()
+    secret = tmp_path / "secret"
+    secret.write_text("precious")
+    for target, reason in ((secret, "outside of"), (own, "outside of"), (tmp_path / "gone", "No such file")):
+        (out / "acceptance.yaml").unlink()
+        (out / "acceptance.yaml").symlink_to(target)
+        shown = planner("show", out)
+        assert (shown.exit_code, "precious" in shown.output) == (2, False)
+        assert re.search(f"{re.escape(str(out))}/acceptance.yaml: cannot read: .*{reason}", shown.stderr)
+    (head / "acceptance.yaml").unlink()
+    (head / "acceptance.yaml").symlink_to("gone")
+    refused = build(models, out, "--plan-only", "--draft", head)
+    assert (refused.exit_code, f"{head}/acceptance.yaml: cannot read: No such file" in refused.stderr) == (2, True)
 
 
 def test_no_draft_is_said_plainly(tmp_path: Path) -> None:

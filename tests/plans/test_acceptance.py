@@ -89,10 +89,10 @@ def test_reads_a_file_and_names_it(tmp_path: Path) -> None:
     profile = counted(DRAFTS, drafter="eagle3", top_k=2, source="x")
     file = tmp_path / "p.yaml"
     file.write_text(dump_profile(profile))
-    assert load_profile(file) == profile
-    assert profile_digest(profile) == profile_digest(load_profile(file))
+    assert load_profile(file, inside=False) == profile
+    assert profile_digest(profile) == profile_digest(load_profile(file, inside=False))
     with pytest.raises(PlanError, match=r"none\.yaml: cannot read: No such file"):
-        load_profile(tmp_path / "none.yaml")
+        load_profile(tmp_path / "none.yaml", inside=False)
 
 
 TEXT = dump_profile(

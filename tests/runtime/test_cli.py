@@ -375,7 +375,7 @@ def test_bench_writes_an_acceptance_profile(one_dir: Path, tmp_path: Path, comma
     done = command("bench", one_dir, *asked)
     assert done.code == 0, done.err
     assert done.out.startswith("acceptance length ")
-    profile = load_profile(file)
+    profile = load_profile(file, inside=False)
     assert "behind 3 prompts, greedy, total_token=" in profile.source
     data = json.loads(command("bench", one_dir, *asked, "--json").out)
     assert data["contexts"][0]["steps"] == profile.contexts[0].steps

@@ -198,6 +198,31 @@ def test_the_profile_beside_a_fleet_or_plan_is_an_artifact(copy: Path) -> None:
         )
 
 
+def test_a_plan_of_a_fleet_keeps_a_profile_that_is_not_shipped(inventory: Path, tmp_path: Path) -> None:
+    """Its tree was asked for, so that only the tokens that ``show`` expects are by it."""
+    out, profile = tmp_path / "fleet", tmp_path / "p.yaml"
+    profile.write_text(
+        "profile: '1.0'\ndrafter: eagle3\norigin: published\nsource: half\n"
+        "contexts:\n- {steps: 0, tokens: 1, levels: [{nodes: 10, chosen: [5]}]}\n"
+    )
+    tree = ("--tree", "total_token=4,depth=1,top_k=2", "--profile", profile)
+    built = planner("build", "--gpus", inventory, *ASKED, "--replicas", 1, "--clients", 2, *tree, "--out", out)
+    assert built.exit_code == 0, built.output
+    (template,) = (file.parent for file in out.glob("*/plan.yaml"))
+    assert json.loads(planner("show", template, "--json").stdout)["expected_acceptance"] == 1.5
+    assert (template / "acceptance.yaml").read_bytes() == (out / "acceptance.yaml").read_bytes()
+
+
+def test_no_link_beside_a_fleet_or_plan_is_followed_out_of_it(copy: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.yaml"
+    shutil.copy(copy / "acceptance.yaml", outside)
+    for directory in (copy / "1xcpu-b2", copy):
+        (directory / "acceptance.yaml").unlink()
+        (directory / "acceptance.yaml").symlink_to(outside)
+        result = planner("check", directory)
+        assert (result.exit_code, f"{directory}/acceptance.yaml: cannot read: a link to" in result.stderr) == (2, True)
+
+
 # ---- build ----
 
 

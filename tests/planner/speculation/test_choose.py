@@ -22,14 +22,14 @@ from planner.speculation.choose import choose
 from planner.speculation.compare import least_step_of
 from planner.speculation.draft_bound import least_draft_ns
 from planner.speculation.grid import contains, drafted, no_less, trees_of, undominated
-from planner.speculation.profiles import SHIPPED, profile_of
+from planner.speculation.profiles import SHIPPED, shipped_profile
 from plans import codec
 from plans.acceptance import PPM, load_profile
 from plans.schema import Tree
 from tests.planner.instances import ROOT, cpu, demo, formulation, gpu, host
 from tests.planner.machines import random_machine
 
-EAGLE3 = load_profile(SHIPPED / "eagle3.yaml")
+EAGLE3 = load_profile(SHIPPED / "eagle3.yaml", inside=False)
 MACHINES: dict[str, dict[str, Any]] = {
     "one CPU": {"hosts": [host("a", cpu("a0", 256))]},
     "two unlike GPUs": {"hosts": [host("a", gpu("g0", 40_000), gpu("g1", 40_000, bandwidth="50 GB/s"))]},
@@ -194,5 +194,5 @@ def test_a_placement_is_priced_as_it_was_solved(name: str) -> None:
 def test_shipped_profiles_are_of_their_kinds() -> None:
     draft = demo("eagle3")[1]
     assert draft is not None
-    assert profile_of(None, draft.draft) == EAGLE3
-    assert load_profile(SHIPPED / "eagle.yaml").drafter == "eagle"
+    assert shipped_profile(draft.draft) == EAGLE3
+    assert load_profile(SHIPPED / "eagle.yaml", inside=False).drafter == "eagle"

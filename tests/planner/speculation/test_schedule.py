@@ -27,7 +27,7 @@ from plans.schema import Plan, Tree
 from plans.step import step_options, tree_for
 from tests.planner.instances import cpu, formulation, gpu, host
 
-EAGLE3 = load_profile(SHIPPED / "eagle3.yaml")
+EAGLE3 = load_profile(SHIPPED / "eagle3.yaml", inside=False)
 BATCH = 6
 MACHINES: dict[str, dict[str, Any]] = {
     "a CPU": {"hosts": [host("a", cpu("a0", 512, bandwidth=2))]},
