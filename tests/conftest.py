@@ -48,6 +48,7 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, without which pytest may run
 def pytest_xdist_auto_num_workers() -> int:
     """Return the workers of ``-n auto``: one more for every two cores, as tests of processes wait for them."""
     cores = len(os.sched_getaffinity(0))

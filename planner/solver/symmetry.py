@@ -89,7 +89,7 @@ def _exchangeable(problem: Problem, one: int, other: int) -> bool:
         return False
     to = exchanged(problem, one, other)
     figures = [problem.capacity_bytes, *(kind.unit_ps for kind in problem.kinds)]
-    figures += [axis.each_ps for block in problem.blocks for axis in block.axes]
+    figures += [own for block in problem.blocks for axis in block.axes for own in (axis.each_ps, axis.read_bytes)]
     if any(per_device[d] != per_device[to[d]] for per_device in figures for d in here):
         return False
     groups = [group for group in problem.groups if group.site in (one, other)]

@@ -388,7 +388,7 @@ class Stepper:
         )
 
     def _compute(self, work: Work, trees: tuple[Tensor, Tensor], notice: Callable[[], Notice] | None) -> None:
-        """Verify trees, accept, draft the next trees, commit: all on the device, whose host reads nothing.
+        """Verify trees, accept, draft the next trees, commit: all on the device; the host of a GPU reads nothing.
 
         ``trees``: tokens and parents of each place's. ``notice``: None: it is noted already. ``accepted`` is None on
         ranks that do not have the lm_head, and where no place is active.

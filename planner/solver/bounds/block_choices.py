@@ -20,7 +20,8 @@ def choices_ns(block: Block, prices: Floats) -> dict[tuple[int, int], float]:
 
     ``prices``: ns per byte on each device of the problem.
     """
-    looks = list(zip(prices.tolist(), *(axis.each_ps for axis in block.axes), strict=True))
+    figures = (own for axis in block.axes for own in (axis.each_ps, axis.read_bytes))
+    looks = list(zip(prices.tolist(), *figures, strict=True))
     priced = prices if prices.any() else None
     number = {look: index for index, look in enumerate(dict.fromkeys(looks))}
     look_of = [number[look] for look in looks]

@@ -12,6 +12,8 @@ from tests.planner.instances import cpu, formulation, host
 from tests.planner.tiny_problems import tiny_problem
 
 ONE = Settings(workers=1)
+HOSTS = [host(f"box{h}", cpu(f"c{h}", 14)) for h in range(3)]
+NETWORK = {"class": "ethernet", "bandwidth": "25 Gbit/s", "latency": "20 us"}
 
 
 def test_equal_hosts_differ_by_name_alone() -> None:
@@ -22,10 +24,17 @@ def test_equal_hosts_differ_by_name_alone() -> None:
             assert [problem.capacity_bytes[d] for d in first] == [problem.capacity_bytes[d] for d in second]
 
 
+def test_hosts_that_need_other_bytes_beside_what_they_read_are_not_equal() -> None:
+    problem = formulation({"hosts": HOSTS, "network": NETWORK}, "eagle3").problem
+    (axis,) = problem.last.axes
+    more = tuple(n + (d in problem.hosts[2]) for d, n in enumerate(axis.read_bytes))
+    last = dataclasses.replace(problem.last, axes=(dataclasses.replace(axis, read_bytes=more),))
+    assert equal_hosts(problem) == ((0, 1), (1, 2))
+    assert equal_hosts(dataclasses.replace(problem, last=last)) == ((0, 1),)
+
+
 def test_equal_hosts_are_exchangeable_although_groups_span_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    hosts = [host(f"box{h}", cpu(f"c{h}", 14)) for h in range(3)]
-    network = {"class": "ethernet", "bandwidth": "25 Gbit/s", "latency": "20 us"}
-    problem = formulation({"hosts": hosts, "network": network}, "eagle3").problem
+    problem = formulation({"hosts": HOSTS, "network": NETWORK}, "eagle3").problem
     assert any(group.site >= len(problem.hosts) for group in problem.groups)
     assert equal_hosts(problem) == ((0, 1), (1, 2))
     solved = solve(problem, ONE)

@@ -103,7 +103,7 @@ CASES = {
         previous="context",
     ),
 }
-SEARCHES = [(1, 7), (2, 12345)]
+SEARCHES = [(1, 7), (1, 99), (2, 0), (2, 12345)]
 
 
 def inputs(case: Case) -> tuple[BaseInput, DraftInput | None]:
