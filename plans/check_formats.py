@@ -59,7 +59,10 @@ def _check_format(path: str, form: WeightFormat, columns: int, cuts: tuple[int, 
     if form.group is not None and (form.group < BLOCK or form.group % BLOCK):
         yield bad(f"{path}.group", form.group, f"a positive multiple of {BLOCK}, or nothing")
         return
-    if form.ordered is not None and (form.group is None or not form.code.startswith("int")):
+    if form.ordered is False:
+        yield bad(f"{path}.ordered", "false", "true, or nothing")
+        return
+    if form.ordered and (form.group is None or not form.code.startswith("int")):
         yield bad(f"{path}.ordered", form.ordered, "nothing without groups of int4 or int8")
     if form.zeros and not form.code.startswith("int"):
         yield bad(f"{path}.zeros", form.zeros, f"false of {form.code}")
@@ -67,7 +70,7 @@ def _check_format(path: str, form: WeightFormat, columns: int, cuts: tuple[int, 
         yield bad(f"{path}.scale", form.scale, "float8_e8m0 of float4_e2m1 alone")
     if is_half(form) and columns % BLOCK:
         yield bad(path, form.code, f"8 bits: {columns} columns are no multiple of {BLOCK}")
-    if form.ordered is not None and cuts:
+    if form.ordered and cuts:
         yield bad(f"{path}.ordered", form.ordered, "nothing of down: gate and up have their rows in its order")
     if any(cut % column_unit(form) for cut in cuts):
         yield bad(path, form.group, f"groups that end with the channels of a unit, {cuts[0]}")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from plans.check import InvalidPlanError, check, different_runs, group_transport, require
 from plans.codec import encode
-from plans.schema import Plan
+from plans.schema import Plan, WeightFormat
 from tests.sample_plans import MIB, edited, nvlink_plan, one_device_plan, spread_plan, two_stage_plan, with_memory
 
 ROUTER: dict[str, Any] = {
@@ -611,6 +611,15 @@ def test_layers_differ_in_their_mlps_windows_and_formats_alone(field: str, value
     message = f"attention.{field}: found {value}, expected {expected}, {reason}"
     violations = [str(violation) for violation in check(two_classes(one_device_plan(), **{field: value}))]
     assert f"model.layers[1].{message}" in violations
+
+
+@pytest.mark.parametrize(("ordered", "found"), [(None, None), (True, None), (False, "false")])
+def test_columns_are_ordered_or_nothing_is_said_of_it(ordered: bool | None, found: str | None) -> None:
+    plan, path = one_device_plan(), "model.head_format.ordered"
+    form = WeightFormat(code="int4", group=32, zeros=False, scale="float16", ordered=ordered)
+    violations = check(replace(plan, model=replace(plan.model, head_format=form)))
+    expected = [] if found is None else [f"{path}: found {found}, expected true, or nothing"]
+    assert [str(violation) for violation in violations if violation.path == path] == expected
 
 
 def test_layers_of_all_classes_are_bounded_together() -> None:
