@@ -57,7 +57,11 @@ def walk(tokens: Tensor, parents: Tensor, chosen: Tensor, kept: int) -> Verdict:
 
 
 def _path(tokens: list[int], parents: list[int], chosen: list[int]) -> list[int]:
-    """Return the nodes of one tree from the root to the tip; a child comes behind its parent, and siblings differ."""
+    """Return the nodes of one tree from the root to the tip; a child comes behind its parent.
+
+    Of siblings with one token, which a ``d2t`` that maps two drafted tokens to one makes, the first is followed: what
+    the drafter put behind another is not accepted, and the text is the same.
+    """
     path = [0]
     for node in range(1, len(tokens)):
         if parents[node] == path[-1] and tokens[node] == chosen[path[-1]]:
