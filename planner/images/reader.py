@@ -6,6 +6,7 @@ header was read.
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,15 +16,20 @@ from planner.checkpoints.header import TensorFile, stamp
 from planner.errors import CheckpointError
 from planner.images.casts import STORAGE, Array
 from planner.images.pieces import Checkpoints, row_width
+from planner.quantized import Stored
+from planner.quantized.codes import Read
+from planner.quantized.column_order import Sorting, sorted_columns
 from plans import paging
 from plans.files import open_regular
-from plans.ranges import Range
+from plans.ranges import Range, Ranges
 
 BITS = {**STORAGE, "I8": "i1", "U8": "u1", "F8_E4M3": "u1"}
 """Numpy dtype in which ``Reader.array`` holds values of each dtype."""
 BYTES = {dtype: np.dtype(bits).itemsize for dtype, bits in BITS.items()}
 MOST_ARRAYS = 4
 """Whole tensors that are kept: those of one quantized layer."""
+MOST_SORTINGS = 1024
+"""Orders of columns that are kept: those of all experts of a layer, at most some tens of MiB."""
 
 
 class Reader:
@@ -35,6 +41,8 @@ class Reader:
         self._stack = contextlib.ExitStack()
         self._kept: dict[Path, tuple[int, memoryview]] = {}
         self._arrays: dict[tuple[str, str], Array] = {}
+        self._sortings: dict[tuple[str, str, Ranges | None], Sorting] = {}
+        self._sorts = threading.Lock()
         self.read_bytes = 0
 
     def __enter__(self) -> "Reader":
@@ -129,6 +137,20 @@ class Reader:
                 del self._arrays[next(iter(self._arrays))]
             self._arrays[source, name] = array
         return array
+
+    def arrays_of(self, source: str) -> Read:
+        """Return ``array`` of one checkpoint."""
+        return lambda name, rows: self.array(source, name, rows)
+
+    def sorting(self, source: str, stored: Stored) -> Sorting:
+        """Return the order of a layer's columns, which is kept as all its parts need it; raise CheckpointError."""
+        key = source, stored.module, stored.share
+        with self._sorts:
+            if key not in self._sortings:
+                if len(self._sortings) >= MOST_SORTINGS:
+                    del self._sortings[next(iter(self._sortings))]
+                self._sortings[key] = sorted_columns(stored, self.arrays_of(source))
+            return self._sortings[key]
 
     def check_unchanged(self) -> None:
         """Raise CheckpointError for an open file that is not, or no longer, the one whose header was read."""

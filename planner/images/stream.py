@@ -31,8 +31,6 @@ from planner.images.pieces import Copied, Literal, Piece, row_width
 from planner.images.pipeline import TURNED_BUFFERS, Buffer, Pipeline, Writer
 from planner.images.reader import Reader
 from planner.quantized import Rounded, RoundedColumns, Stored
-from planner.quantized.codes import Read
-from planner.quantized.column_order import sorted_columns
 from planner.quantized.converting import rows_of
 from planner.quantized.rounding import Losses
 from plans.artifact import RoundingErrors
@@ -101,10 +99,8 @@ class _SortedRows:
     @cached_property
     def _values(self) -> Array:
         """All rows of the role, in the order of the checkpoint, kept as long as a block needs them."""
-        assert self.part.stored is not None
         first = self.part.first or 0
-        span = first, first + len(self.order)
-        return rows_of(self.part.stored, self.part.kind, span, _read(self.part, self.reader))
+        return _rows_of(self.part, (first, first + len(self.order)), self.reader, None)
 
     def fill(self, rows: Range, block: memoryview) -> None:
         """Fill ``block`` with rows of the order."""
@@ -215,13 +211,15 @@ def _begin_to_read(block: _Block, pipeline: Pipeline, reader: Reader) -> Buffer:
 
 def _compute(part: Part, rows: Range, reader: Reader, losses: Losses | None, block: memoryview) -> None:
     """Fill ``block`` with rows of a part of a quantized layer, and ``losses``."""
-    assert part.stored is not None
-    block[:] = _bytes(rows_of(part.stored, part.kind, rows, _read(part, reader), losses))
+    block[:] = _bytes(_rows_of(part, rows, reader, losses))
 
 
-def _read(part: Part, reader: Reader) -> Read:
-    """Return what reads tensors of a part's checkpoint."""
-    return lambda name, span: reader.array(part.source, name, span)
+def _rows_of(part: Part, rows: Range, reader: Reader, losses: Losses | None) -> Array:
+    """Return rows of a part of a quantized layer, counted as the checkpoint has them; fill ``losses``."""
+    stored = part.stored
+    assert stored is not None
+    sorting = reader.sorting(part.source, stored) if stored.sorts else None
+    return rows_of(stored, part.kind, rows, reader.arrays_of(part.source), losses, sorting)
 
 
 def _sorted_rows(part: Part, reader: Reader) -> Array | None:
@@ -229,7 +227,7 @@ def _sorted_rows(part: Part, reader: Reader) -> Array | None:
     if part.sorted_as is None:
         return None
     reader.open_all(part.source, [part.sorted_as.tensors["order"].name])
-    return sorted_columns(part.sorted_as, _read(part, reader)).columns
+    return reader.sorting(part.source, part.sorted_as).columns
 
 
 def _tensor_rows(part: Part, order: Array | None, rows: Range) -> Iterator[Range]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from planner.errors import CheckpointError
 from planner.quantized.codes import Array, Read, awq_columns, packed, transposed, unpacked
-from planner.quantized.column_order import require_order, sorted_columns
+from planner.quantized.column_order import Sorting, require_order
 from planner.quantized.layouts import Awq, Gptq, Mxfp4, PackedRows, PlainRows, Rounded, RoundedColumns
 from planner.quantized.records import Part, Stored
 from planner.quantized.rounding import Losses, rounded_rows
@@ -61,13 +61,17 @@ def signed(codes: Array) -> Array:
     return codes.view(np.uint8) ^ np.uint8(128)
 
 
-def rows_of(stored: Stored, part: Part, span: Range, read: Read, losses: Losses | None = None) -> Array:
+def rows_of(
+    stored: Stored, part: Part, span: Range, read: Read, losses: Losses | None = None, sorting: Sorting | None = None
+) -> Array:
     """Return rows of a part of a layer as an image has them; raise CheckpointError for values that cannot be.
 
-    ``losses``: filled, with rows of codes of a layer that is rounded.
+    ``losses``: filled, with rows of codes of a layer that is rounded. ``sorting``: of a layer that ``sorts``, the order
+    of its columns (``column_order.sorted_columns``).
     """
     if stored.sorts:
-        return _sorted_rows(stored, part, span, read)
+        assert sorting is not None, "columns that are sorted have an order"
+        return _sorted_rows(stored, part, span, read, sorting)
     found = _rows_of(stored, part, span, read, losses)
     if part == "codes":
         return packed(found, is_half(stored.form)) if isinstance(stored.layout, Unpacked) else found
@@ -76,9 +80,8 @@ def rows_of(stored: Stored, part: Part, span: Range, read: Read, losses: Losses 
     return np.ascontiguousarray(np.repeat(found, stored.repeats, 1)[:, : stored.shape(part)[1]])
 
 
-def _sorted_rows(stored: Stored, part: Part, span: Range, read: Read) -> Array:
+def _sorted_rows(stored: Stored, part: Part, span: Range, read: Read, sorting: Sorting) -> Array:
     """Return rows of a layer whose columns are sorted by groups; of their order, columns."""
-    sorting = sorted_columns(stored, read)
     if part == "order":
         return sorting.inputs[span[0] : span[1], None]
     found = _rows_of(stored, part, span, read, None)

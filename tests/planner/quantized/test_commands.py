@@ -1,6 +1,7 @@
 """Plans of quantized checkpoints by the planner's commands: built, checked, shown, and compiled once."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from planner import cli
 from planner.families import load_base
+from planner.images import reader, stream
 from planner.images.compile import compile_plan
+from planner.quantized import Stored
+from planner.quantized.codes import Read
+from planner.quantized.column_order import Sorting, sorted_columns
 from plans import codec
-from plans.schema import Inputs
+from plans.ranges import Ranges
+from plans.schema import Inputs, Plan
 from plans.slots import device_slots
 from plans.weights import held
 from tests.plan_factory import group, make_plan, whole_group
@@ -69,6 +75,40 @@ def test_what_moves_to_a_device_without_weights_is_what_its_image_has(method: st
         assert moved == sum(slot.nbytes for slot in device_slots(plan, device))
 
 
+def compiled(checkpoint: Path, directory: Path) -> Plan:
+    """Compile a plan of two devices, each of which has a part of every layer."""
+    base = load_base(checkpoint)
+    inputs = Inputs(
+        base_config_sha256=base.config_sha256, base_tensors_sha256=base.tensors_sha256, draft_config_sha256=None,
+        draft_tensors_sha256=None,
+    )  # fmt: skip
+    plan = make_plan(base.model, [group(base.model, ["a", "b"], 2)], inputs=inputs, dtype="float32")
+    directory.mkdir()
+    (directory / "plan.yaml").write_text(codec.dumps(plan))
+    compile_plan(directory, checkpoint, None)
+    return plan
+
+
+def test_columns_are_sorted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many blocks of rows a layer's parts are read in; of o, each device has other columns."""
+    sorted_layers: Counter[tuple[str, Ranges | None]] = Counter()
+
+    def counted(stored: Stored, read: Read) -> Sorting:
+        sorted_layers[stored.module, stored.share] += 1
+        return sorted_columns(stored, read)
+
+    coded, _ = quantized(saved(tmp_path / "base", **SIZES), tmp_path, "sorted-gptq")
+    compiled(coded, tmp_path / "plan")
+    monkeypatch.setattr(reader, "sorted_columns", counted)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 256)
+    compiled(coded, tmp_path / "blocks")
+    assert sorted_layers == dict.fromkeys(sorted_layers, 1)
+    assert len(sorted_layers) == 2 * (6 + 2)
+    for device in ("a", "b"):
+        images = [tmp_path / name / f"{device}.safetensors" for name in ("plan", "blocks")]
+        assert images[0].read_bytes() == images[1].read_bytes()
+
+
 def test_plain_rows_and_biases_are_sorted_as_the_columns_that_read_them(tmp_path: Path) -> None:
     """Of a layer of which only down has codes, on a device that has a part of it."""
     coded, exact = quantized(saved(tmp_path / "base", **SIZES, mlp_bias=True), tmp_path, "sorted-gptq")
@@ -82,15 +122,7 @@ def test_plain_rows_and_biases_are_sorted_as_the_columns_that_read_them(tmp_path
     config = json.loads((coded / "config.json").read_text())
     config["quantization_config"]["dynamic"] = {r"-:.*(gate|up)_proj": {}}
     (coded / "config.json").write_text(json.dumps(config))
-    base = load_base(coded)
-    inputs = Inputs(
-        base_config_sha256=base.config_sha256, base_tensors_sha256=base.tensors_sha256, draft_config_sha256=None,
-        draft_tensors_sha256=None,
-    )  # fmt: skip
-    plan = make_plan(base.model, [group(base.model, ["a", "b"], 2)], inputs=inputs, dtype="float32")
-    (tmp_path / "plan").mkdir()
-    (tmp_path / "plan/plan.yaml").write_text(codec.dumps(plan))
-    compile_plan(tmp_path / "plan", coded, None)
+    plan = compiled(coded, tmp_path / "plan")
     image = load_file(tmp_path / "plan/b.safetensors")
     units = plan.stages[0].runs[0].mlp_units
     channels = slice(units[0] * plan.model.layers[0].mlp.unit, None)

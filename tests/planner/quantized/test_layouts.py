@@ -18,6 +18,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from planner.errors import CheckpointError
 from planner.quantized import Part, Stored, check, read_recipe
 from planner.quantized.codes import Array
+from planner.quantized.column_order import sorted_columns
 from planner.quantized.converting import Read, rows_of
 from plans.ranges import Range
 from tests.planner.quantized import checkpoints, images, packers
@@ -43,6 +44,11 @@ def reader(tensors: dict[str, Tensor]) -> Read:
     return read
 
 
+def part_rows(stored: Stored, part: Part, span: Range, tensors: dict[str, Tensor]) -> Array:
+    read = reader(tensors)
+    return rows_of(stored, part, span, read, None, sorted_columns(stored, read) if stored.sorts else None)
+
+
 def stored_as(config: dict[str, Any], out: int, columns: int, scales: torch.dtype) -> Stored:
     stored = read_recipe(config, "config.json: quantization_config").stored(MODULE, out, columns, NAMES[scales])
     assert stored is not None
@@ -55,12 +61,11 @@ def image_values(stored: Stored, tensors: dict[str, Tensor], cuts: int = 3) -> T
         known = [*stored.tensors.values(), *stored.ignored.values()]
         expected = next(one for one in known if one.name == f"{MODULE}.{name}")
         assert tuple(tensor.shape) in expected.shapes, name
-    read = reader(tensors)
 
     def whole(part: Part) -> Array:
         rows, width = stored.shape(part)
         edges = sorted({0, rows, *(rows * i // cuts for i in range(cuts))})
-        pieces = [rows_of(stored, part, span, read) for span in itertools.pairwise(edges)]
+        pieces = [part_rows(stored, part, span, tensors) for span in itertools.pairwise(edges)]
         assert all(piece.flags.c_contiguous for piece in pieces)
         array = np.concatenate(pieces)
         assert array.shape == (rows, width)
@@ -225,13 +230,11 @@ def test_columns_of_each_device_are_sorted_by_groups(
     for share in (None, ranges[::2], ranges[1::2] or None):
         own = dataclasses.replace(stored, share=share)
         columns = torch.cat([torch.arange(*span) for span in share or ((0, 256),)])
-        order = torch.from_numpy(rows_of(own, "order", (0, own.held), reader(layer.tensors)).copy()).flatten()
+        order = torch.from_numpy(part_rows(own, "order", (0, own.held), layer.tensors).copy()).flatten()
         assert sorted(order[order >= 0].tolist()) == list(range(len(columns)))
         assert own.held == (256 if len(columns) == 256 else min(256, (len(columns) + 31 * 256 // group) // 32 * 32))
         as_stored = dataclasses.replace(own, form=own.image_form, columns=own.held)
-        codes, scales, *points = (
-            rows_of(own, part, (0, 24), reader(layer.tensors)) for part in own.parts if part != "order"
-        )
+        codes, scales, *points = (part_rows(own, part, (0, 24), layer.tensors) for part in own.parts if part != "order")
         found = images.values(as_stored, codes, scales, points[0] if points else None)
         assert torch.equal(found[:, order >= 0], layer.values[:, columns[order[order >= 0]]])
 
