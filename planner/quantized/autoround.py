@@ -87,7 +87,7 @@ def _integers(settings: Settings, default: Integers | None) -> Integers:
     settings.one_of("data_type", ("int",), "int")
     settings.one_of("sym", (True,), True, "zero points of this layout are not read here")
     group = default.group if default is not None and settings.get("group_size") is None else group_of(settings)
-    return Integers(bits=bits, group=group, stored_zero=1, sorts=False, middle=True)
+    return Integers(bits=bits, group=group, stored_zero=1, sorts=False, symmetric=True)
 
 
 def _exception(settings: Settings, integers: Integers) -> Integers | None:

@@ -139,7 +139,7 @@ def _gptq(stored: Stored, part: Part, span: Range, read: Read, layout: Gptq) -> 
     name = stored.tensors[part].name
     if part == "codes":
         _require_no_bias(stored, read)
-        if not stored.sorts and not layout.middle:
+        if not stored.sorts and not layout.symmetric:
             require_order(stored, read)
         return transposed(read(name, None)[:, span[0] : span[1]], layout.bits)
     if part == "scales":
@@ -151,7 +151,7 @@ def _gptq(stored: Stored, part: Part, span: Range, read: Read, layout: Gptq) -> 
     if layout.stored_zero and layout.bits == 8 and (zeros == 255).any():
         raise CheckpointError(f"{name}: found a zero point of 256, expected at most 255")
     zeros = np.ascontiguousarray(zeros + np.uint8(layout.stored_zero))
-    if layout.middle and (zeros != 1 << (layout.bits - 1)).any():
+    if layout.symmetric and (zeros != 1 << (layout.bits - 1)).any():
         wrong = next(int(zero) for zero in zeros.flat if zero != 1 << (layout.bits - 1))
         raise CheckpointError(
             f"{name}: found a zero point of {wrong}, expected {1 << (layout.bits - 1)} of symmetric codes (sym)"

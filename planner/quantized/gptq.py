@@ -46,7 +46,7 @@ class Integers:
     stored_zero: int
     sorts: bool
     """Columns of a group need not be neighbours."""
-    middle: bool = False
+    symmetric: bool = False
     """Codes are symmetric in the layout of AutoRound, where no tensor says to which group a column belongs."""
 
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored:
@@ -65,12 +65,12 @@ class Integers:
             "scales": Expected(name=f"{module}.scales", dtypes=SCALE_HEADERS, shapes=((count, out),)),
         }
         order = Expected(name=f"{module}.g_idx", dtypes=WORDS, shapes=((columns,),))
-        if not self.middle:
+        if not self.symmetric:
             tensors["order"] = order
         return Stored(
             module=module, out=out, columns=columns, form=form,
-            layout=Gptq(bits=self.bits, stored_zero=self.stored_zero, middle=self.middle), tensors=tensors,
-            ignored={"order": order} if self.middle else {},
+            layout=Gptq(bits=self.bits, stored_zero=self.stored_zero, symmetric=self.symmetric), tensors=tensors,
+            ignored={"order": order} if self.symmetric else {},
             sorts=form.ordered is not None,
         )  # fmt: skip
 

@@ -36,7 +36,7 @@ class Gptq:
     bits: int
     stored_zero: int
     """Number that is subtracted from each zero point before it is stored: 1 of ``gptq``, 0 of ``gptq_v2``."""
-    middle: bool = False
+    symmetric: bool = False
     """Every zero point is the middle of the codes' range; no tensor has the groups of columns."""
 
 
