@@ -169,7 +169,7 @@ def profile_digest(profile: Profile) -> str:
 def load_profile(file: Path, *, inside: bool) -> Profile:
     """Read a profile; raise PlanError with the path to the datum for anything else.
 
-    ``inside``: it lies in the directory of a plan or fleet, out of which no link may lead.
+    ``inside``: it lies in the directory of a plan, a fleet or a drafter, out of which no link may lead.
     """
     try:
         raw = read_document(file, inside=inside)

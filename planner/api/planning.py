@@ -242,8 +242,9 @@ def request_of(
 
 def _acceptance(file: str | Path | None, drafter: DraftInput) -> Profile:
     """Return the acceptance profile in a file, else that beside the drafter's config, else the shipped one."""
-    own = profile_beside(drafter.checkpoint.config_file.parent)
-    return profile_of(own if file is None else Path(file), drafter.draft, inside=False)
+    if file is not None:
+        return profile_of(Path(file), drafter.draft, inside=False)
+    return profile_of(profile_beside(drafter.checkpoint.config_file.parent), drafter.draft, inside=True)
 
 
 def objective_of(asked: Objective | None, draft: str | Path | None, tree: Tree | None, strategy: Strategy) -> Objective:

@@ -18,7 +18,7 @@ SHIPPED = Path(__file__).parent / "profiles"
 def profile_of(file: Path | None, draft: Draft, *, inside: bool) -> Profile:
     """Return the profile in a file, else the shipped one; raise PlanError, or InputError for one of another kind.
 
-    ``inside``: the file lies in the directory of a plan, out of which no link may lead.
+    ``inside``: the file lies in the directory of a plan or a drafter, out of which no link may lead.
     """
     if file is None:
         return shipped_profile(draft)

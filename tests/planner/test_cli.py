@@ -779,9 +779,10 @@ def test_a_head_may_have_a_profile_of_its_own(models: Path, tmp_path: Path) -> N
 
 
 def test_no_link_beside_a_plan_is_followed_out_of_it(models: Path, tmp_path: Path) -> None:
-    """The directory may be a stranger's; one of the head, or a file given with --profile, is the user's."""
-    head, out, own = tmp_path / "head", tmp_path / "p", tmp_path / "own.yaml"
+    """It may be a stranger's, as a head's may, which a Hugging Face cache links to blobs; --profile is the user's."""
+    head, out, own = tmp_path / "snapshots" / "head", tmp_path / "p", tmp_path / "blobs" / "own.yaml"
     shutil.copytree(models / "head", head)
+    own.parent.mkdir()
     own.write_text(RIGHT_IN_TEN.format(drafter="eagle3", count=5))
     (tmp_path / "link.yaml").symlink_to(own)
     (head / "acceptance.yaml").symlink_to(own)
@@ -796,10 +797,12 @@ def test_no_link_beside_a_plan_is_followed_out_of_it(models: Path, tmp_path: Pat
         shown = planner("show", out)
         assert (shown.exit_code, "precious" in shown.output) == (2, False)
         assert re.search(f"{re.escape(str(out))}/acceptance.yaml: cannot read: .*{reason}", shown.stderr)
-    (head / "acceptance.yaml").unlink()
-    (head / "acceptance.yaml").symlink_to("gone")
-    refused = build(models, out, "--plan-only", "--draft", head)
-    assert (refused.exit_code, f"{head}/acceptance.yaml: cannot read: No such file" in refused.stderr) == (2, True)
+    for link, reason in ((secret, "a link to"), (tmp_path / "gone", "No such file")):
+        (head / "acceptance.yaml").unlink()
+        (head / "acceptance.yaml").symlink_to(link)
+        refused = build(models, out, "--plan-only", "--draft", head)
+        assert (refused.exit_code, "precious" in refused.output) == (2, False)
+        assert f"{head}/acceptance.yaml: cannot read: {reason}" in refused.stderr
 
 
 def test_no_draft_is_said_plainly(tmp_path: Path) -> None:
