@@ -83,7 +83,11 @@ def test_collectives_carry_the_priced_bytes(
     hop = {step.hop_bytes(model, draft, options), planes * chunk}
     fed = {batch * rows for rows in step.fed_rows(options.tree)}
     first = step.tree_layout(None, options.tree)  # the first step drafts, and verifies nothing
-    drafted = {batch * step.accept_rows(options), options.prefill_chunk, *fed}
+    drafted = {options.prefill_chunk, *fed}
+    # Rows that a sequence keeps: those of the most are priced, and a CPU drafts for no others.
+    kept = {batch * rows for rows in range(1, step.accept_rows(options) + 1)}
+    row_bytes, of_draft = draft.hidden_size * width, sent.pop(("draft", "all_reduce"))
+    assert {rows * row_bytes for rows in drafted} <= of_draft <= {rows * row_bytes for rows in drafted | kept}
     assert sent == {
         ("embed", "all_reduce"): {hidden, chunk},
         ("stages[0]", "all_reduce"): {hidden, chunk},
@@ -99,7 +103,6 @@ def test_collectives_carry_the_priced_bytes(
             step.step_features(model, draft, options).nbytes,
             step.prefill_features(model, draft, options).nbytes,
         },
-        ("draft", "all_reduce"): {rows * draft.hidden_size * width for rows in drafted},
         ("draft", "all_gather"): {step.candidate_bytes(options, rows) for rows in {batch, *fed}},
         ("world", "broadcast"): {step.message_bytes(options), batch * step.WORD_BYTES * first.words},
     }
