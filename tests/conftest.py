@@ -55,6 +55,14 @@ def pytest_xdist_auto_num_workers() -> int:
     return cores + cores // 2
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_garbage() -> None:
+    """Collect what earlier modules left: hypothesis makes an error of any warning while it looks up types, also of one
+    about a file of theirs that is freed there.
+    """
+    gc.collect()
+
+
 @pytest.fixture(scope="module")
 def one_core() -> Iterator[None]:
     """Run on one thread and core: with small models, two threads on busy cores mostly wait for each other.
