@@ -70,10 +70,11 @@ class LiveServer:
 
     def _read(self) -> None:
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.lines.append(line.rstrip("\n"))
-            if line.startswith("ready: "):
-                self._ready.set()
+        with self.process.stderr as lines:
+            for line in lines:
+                self.lines.append(line.rstrip("\n"))
+                if line.startswith("ready: "):
+                    self._ready.set()
         self._ready.set()
 
     def _line(self, beginning: str) -> str:
@@ -132,7 +133,7 @@ class LiveServer:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.wait()
 
 
 @contextlib.contextmanager
