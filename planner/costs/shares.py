@@ -31,7 +31,7 @@ from plans.buffers import (
 from plans.dtypes import DTYPE_BYTES
 from plans.kv import KvShare, part_range, query_heads
 from plans.quantized import draft_embed_format, draft_head_format, held_columns, share_format
-from plans.schema import Attention, Device, Draft, LayerClass, Mlp, Model, Options, WeightFormat
+from plans.schema import Attention, Device, Draft, DType, LayerClass, Mlp, Model, Options, WeightFormat
 from plans.step import (
     accept_rows,
     draft_kv_rows,
@@ -288,14 +288,7 @@ class BaseShares:
     @cached_property
     def embed_table(self) -> memory.Affine:
         """Rows of the embedding table."""
-        model, dtype = self.model, self.options.dtype
-        return memory.table(
-            lambda n: slots.embed_bytes(model, dtype, n),
-            model.vocab_size,
-            model.hidden_size,
-            dtype,
-            model.embed_format,
-        )
+        return self._table(slots.embed_bytes, self.model.embed_format)
 
     @cached_property
     def embed_bytes(self) -> Callable[[int, bool], int]:
@@ -315,14 +308,12 @@ class BaseShares:
     @cached_property
     def head_table(self) -> memory.Affine:
         """Rows of the lm_head."""
+        return self._table(slots.lm_head_bytes, self.model.head_format)
+
+    def _table(self, nbytes: Callable[[Model, DType, int], int], form: WeightFormat | None) -> memory.Affine:
+        """Return the bound of the rows of a vocabulary table; ``nbytes``: those of a number of rows, exactly."""
         model, dtype = self.model, self.options.dtype
-        return memory.table(
-            lambda n: slots.lm_head_bytes(model, dtype, n),
-            model.vocab_size,
-            model.hidden_size,
-            dtype,
-            model.head_format,
-        )
+        return memory.table(lambda n: nbytes(model, dtype, n), model.vocab_size, model.hidden_size, dtype, form)
 
     @cached_property
     def head_bytes(self) -> Callable[[int, bool], memory.Affine]:

@@ -29,14 +29,9 @@ class Sorting:
 def require_order(stored: Stored, read: Read) -> None:
     """Raise CheckpointError unless the columns' groups follow one another."""
     name, found = stored.tensors["order"].name, _groups(stored, stored.tensors["order"], read)
-    expected = np.arange(stored.columns) // (stored.form.group or stored.columns)
-    wrong = np.flatnonzero(found != expected)
-    if len(wrong):
-        column = int(wrong[0])
-        raise CheckpointError(
-            f"{name}[{column}]: found group {found[column]}, expected {expected[column]}: config.json does not say "
-            "that columns are in another order (desc_act, without static_groups)"
-        )
+    expected = _neighbours(stored)
+    reason = ": config.json does not say that columns are in another order (desc_act, without static_groups)"
+    _require_equal(name, found, expected, reason)
 
 
 def sorted_columns(stored: Stored, read: Read) -> Sorting:
@@ -46,7 +41,10 @@ def sorted_columns(stored: Stored, read: Read) -> Sorting:
     found = _groups(stored, stored.tensors["order"], read)
     _require_whole(name, found, stored.groups, group)
     if stored.alike is not None and stored.alike.name != name:
-        _require_alike(stored.alike.name, _groups(stored, stored.alike, read), name, found)
+        reason = (
+            f", as {stored.alike.name} has: layers that are multiplied with one input have its columns in one order"
+        )
+        _require_equal(name, found, _groups(stored, stored.alike, read), reason)
     columns = np.argsort(found, kind="stable").astype(np.int32)
     if stored.inputs == stored.columns:
         return Sorting(columns=columns, inputs=columns, groups=np.arange(stored.groups))
@@ -58,8 +56,13 @@ def _groups(stored: Stored, tensor: Expected, read: Read) -> Array:
     """Return the group of each column; compressed-tensors has -1 for all where they follow one another."""
     found = read(tensor.name, (0, stored.columns)).reshape(-1)
     if (found == -1).all():
-        return np.arange(stored.columns) // (stored.form.group or stored.columns)
+        return _neighbours(stored)
     return found
+
+
+def _neighbours(stored: Stored) -> Array:
+    """Return the group of each column where the columns of each group are neighbours."""
+    return np.arange(stored.columns) // (stored.form.group or stored.columns)
 
 
 def _require_whole(name: str, found: Array, count: int, group: int) -> None:
@@ -74,14 +77,11 @@ def _require_whole(name: str, found: Array, count: int, group: int) -> None:
         raise CheckpointError(f"{name}: group {number}: found {sizes[number]} columns, expected {group}")
 
 
-def _require_alike(name: str, expected: Array, own_name: str, found: Array) -> None:
+def _require_equal(name: str, found: Array, expected: Array, reason: str) -> None:
     wrong = np.flatnonzero(found != expected)
     if len(wrong):
         column = int(wrong[0])
-        raise CheckpointError(
-            f"{own_name}[{column}]: found group {found[column]}, expected {expected[column]}, as {name} has: layers "
-            "that are multiplied with one input have its columns in one order"
-        )
+        raise CheckpointError(f"{name}[{column}]: found group {found[column]}, expected {expected[column]}{reason}")
 
 
 def _of_share(stored: Stored, share: Array, columns: Array, found: Array) -> Sorting:
