@@ -26,10 +26,11 @@ _MODULES = {"Engine": "runtime.engine", "Generation": "runtime.generation", "Pie
 __all__ = ["Engine", "Generation", "Piece"]
 
 
+limit_spinning()
+
+
 def __getattr__(name: str) -> Any:
     """Import and return an exported name when it is first used."""
-    if name in _MODULES:
-        limit_spinning()
     return imported(__name__, _MODULES, name)
 
 

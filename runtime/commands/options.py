@@ -17,7 +17,6 @@ from plans.process import importing
 from plans.terminal import err
 from runtime.commands.deferred import unused_deferred
 from runtime.errors import MachineError
-from runtime.processes.thread_wait import limit_spinning
 
 ADDRESS_SPACE = 10**9
 """Least address space of a process, in bytes: torch's libraries take half of it and LLVM's a sixth, beside the threads'
@@ -92,7 +91,6 @@ def to_stderr(lines: Iterable[str]) -> None:
 
 def load_module(name: str) -> Any:
     """Import a module when it is needed, with what takes long to be imported."""
-    limit_spinning()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's; its threads would spin, and nothing here multiplies
     with importing():
         return importlib.import_module(name)
@@ -106,7 +104,6 @@ def load_torch_module(name: str) -> Any:
 
 def load_torch_module_in_thread(name: str) -> Any:
     """Import a module like ``load_torch_module``, in any thread: Ctrl-C does not end it."""
-    limit_spinning()
     most_bytes, _ = resource.getrlimit(resource.RLIMIT_AS)
     if most_bytes != resource.RLIM_INFINITY and most_bytes < ADDRESS_SPACE:
         raise MachineError(

@@ -17,6 +17,7 @@ RUN = ("-m", "runtime", "run", "{}", "--prompt-ids", "1", "--max-new-tokens", "1
     ("arguments", "user_environment", "spins"),
     [
         (("-c", "from runtime import Engine"), {}, SPINS),
+        (("-c", "from runtime.engine import Engine"), {}, SPINS),
         (RUN, {}, SPINS),
         (RUN, {"GOMP_SPINCOUNT": "77"}, 77),
         (("-c", "from runtime import Engine"), {"OMP_WAIT_POLICY": "passive"}, 0),
