@@ -3,22 +3,27 @@
     address ─► the file is there ────────────────────────────────► LLVM links it ─► address
            └─► compiled.object_code (imports Numba: 10 s a dtype) ─► file ─┘
 
-To load what was compiled takes a hundredth of a second; Numba alone takes a tenth to be imported. A file begins with a
-line of its digest and the kernel's symbol, behind which is an ELF object. Its name holds all that the code depends on:
-kernel, dtype, processor, versions of compiler and LLVM, and a checksum of every source file of this package. Code of
-other sources is never loaded; it stays on disk until the directory is deleted.
+To load what was compiled takes a hundredth of a second; Numba alone takes a tenth to be imported. Of several processes
+that lack a file one compiles; the others wait for its lock, then load what it has written. A file begins with a line of
+its digest and the kernel's symbol, behind which is an ELF object. Its name holds all that the code depends on: kernel,
+dtype, processor, versions of compiler and LLVM, and a checksum of every source file of this package. Code of other
+sources is never loaded; it stays on disk until the directory is deleted.
 """
 
 import ctypes
+import fcntl
 import hashlib
 import importlib
 import os
 import threading
+import time
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import BinaryIO
 
 import llvmlite
 import torch
@@ -47,7 +52,11 @@ NUMBAS = (
     *("numba_runtime_build_excinfo_struct", "numba_unpickle"),
 )
 """Functions of Numba's run time that the code of a kernel names, for errors that no kernel raises."""
-
+LOCK_S = 120.0
+"""Seconds that a process waits for another one that compiles the same kernel, which takes a few but may be stopped.
+Whoever waited so long compiles it as well: both files are the same."""
+LOOK_S = 0.05
+"""Seconds between two tries to get the lock."""
 
 _ONE = threading.Lock()
 """Held while code is loaded or compiled: several threads may open engines."""
@@ -79,9 +88,42 @@ def _read(name: str) -> tuple[str, bytes] | None:
 
 
 def _compiled(kernel: str, dtype: torch.dtype, name: str) -> tuple[str, bytes]:
-    """Compile a kernel and keep its code; return symbol and object."""
+    """Compile a kernel and keep its code, or read it once another process has; return symbol and object."""
     directory = _writable()
     require_private(directory, name)
+    with _alone(directory / f".{name}.lock"):
+        return _read(name) or _kept(kernel, dtype, directory, name)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold a lock of all processes, or wait for LOCK_S for the one that holds it.
+
+    The lock's file is removed at the end: whoever waited gets the lock of the removed file, and who comes later that of
+    a new one; what it was for is there by then. A process that is killed leaves the file, and no lock.
+    """
+    with lock.open("ab") as file:
+        deadline = time.monotonic() + LOCK_S
+        while not _locked(file) and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            fcntl.flock(file, fcntl.LOCK_UN)  # a process that was forked meanwhile has the file open, too
+
+
+def _locked(file: BinaryIO) -> bool:
+    """Return True where this process has a file's lock now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _kept(kernel: str, dtype: torch.dtype, directory: Path, name: str) -> tuple[str, bytes]:
+    """Compile a kernel and write its code; return symbol and object."""
     symbol, content = importlib.import_module(f"{PACKAGE}.compiled").object_code(kernel, dtype)
     new = directory / f".{name}.{os.getpid()}"
     new.write_bytes(_head(symbol, content) + content)

@@ -39,16 +39,26 @@ RUN = """if True:
 """
 
 
-def run_norm(cache: Path, *dtypes: str, source: Path = ROOT) -> str:
-    """Load or compile the norm in a process that imports from ``source``; return what it prints."""
+def start_norm(cache: Path, *dtypes: str, source: Path = ROOT) -> "subprocess.Popen[str]":
+    """Load or compile the norm in a process that imports from ``source``."""
     environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(source)}
     command = [sys.executable, "-c", RUN, *dtypes]
-    return subprocess.run(
-        command, check=True, env=environment, cwd=source, text=True, stdout=subprocess.PIPE
-    ).stdout.strip()
+    return subprocess.Popen(command, env=environment, cwd=source, text=True, stdout=subprocess.PIPE)
+
+
+def run_norm(cache: Path, *dtypes: str, source: Path = ROOT) -> str:
+    """Load or compile the norm like `start_norm`; return what the process prints."""
+    process = start_norm(cache, *dtypes, source=source)
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    return output.strip()
 
 
 def test_a_kernel_and_a_dtype_have_a_file_which_is_loaded_without_numba(tmp_path: Path) -> None:
+    """Three processes that start at once compile it once."""
+    processes = [start_norm(tmp_path, "float32") for _ in range(3)]
+    printed = sorted(process.communicate()[0].strip() for process in processes)
+    assert printed == ["[[1.0, -1.0]] False", "[[1.0, -1.0]] False", "[[1.0, -1.0]] True"]
     assert run_norm(tmp_path, "float32", "bfloat16") == "[[1.0, -1.0]] True"
     files = sorted(tmp_path.iterdir())
     assert [file.name.rpartition("_")[0].rpartition("_")[0] for file in files] == ["norm_bfloat16", "norm_float32"]
@@ -70,6 +80,24 @@ def test_a_file_that_is_not_as_it_was_written_is_not_loaded(tmp_path: Path, monk
         assert code._read("norm.o") is None
     (tmp_path / "norm.o").write_bytes(whole)
     assert code._read("norm.o") == ("cfunc.norm", content)
+
+
+def test_a_lock_is_held_until_its_end_and_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file of a lock whose process was killed is there, without a lock."""
+    lock = tmp_path / "lock"
+    lock.touch()
+    monkeypatch.setattr(code, "LOCK_S", 0.0)
+    with lock.open("ab") as other:
+        with code._alone(lock):
+            assert not code._locked(other)
+        assert code._locked(other)
+        assert not lock.exists()
+    with lock.open("ab") as stopped:
+        assert code._locked(stopped)
+        with code._alone(lock), lock.open("ab") as other:
+            assert not code._locked(other), "the stopped process has it still"
 
 
 def test_a_change_in_a_helper_of_a_kernel_compiles_it_again(tmp_path: Path) -> None:
