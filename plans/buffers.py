@@ -240,9 +240,9 @@ def draft_buffers(
         # looked-up rows, whole whatever rows of the table the device has: model.blocks.Embed
         Buffer(name="draft.scratch.embed", term="buffers", dtype=options.dtype, shape=(rows, hidden)),
         *_values("draft.", draft_embed_format(model, draft), rows, hidden),
-        # fc's input and output, or the two normed halves side by side: decode.eagle_head, model.blocks.Eagle3Layer
+        # fc's input and output, or the two normed halves side by side: decode.head_layers, model.blocks.Eagle3Layer
         Buffer(name="draft.scratch.input", term="buffers", dtype=options.dtype, shape=(4, rows, hidden)),
-        # the normed target feature, of each layer and side by side, and the norm's float32: decode.eagle_head
+        # the normed target feature, of each layer and side by side, and the norm's float32: decode.head_layers
         Buffer(name="draft.scratch.features", term="buffers", dtype="float32", shape=(3, rows, normed)),
         *_layer_buffers(common, (draft.attention,), (draft.mlp,), share=share, mlp_units=mlp_units, tree=tree),
     )

@@ -1,12 +1,14 @@
 """Speculative decoding: one EAGLE step on one rank, from draft to commit, and the batch that is made of steps.
 
     step          the loop: draft, verify, accept, commit; begin reading here
+    work          the options of a step, what it computes, and what it gives each place
     prefill       prompts through base and drafter, in chunks, up to the first trees
     graphs        steps that a GPU replays, captured when their shape comes again
     parts         the parts of a plan that a rank runs, and what it sends to the other ranks with
     sequences     the record of what each sequence has in the KV caches, and how much of it a new prompt can reuse
     messages      views of the step message and the feature message
-    eagle_head    the drafter: from accepted features to the next tree
+    drafter       an EAGLE head on one device's share: from accepted features to the next tree
+    head_layers   the layers of the kinds of EAGLE head
     tree_growth   the candidates that become nodes of a draft tree, dynamic (EAGLE-2, -3) or static (EAGLE-1)
     choice        the base's choice of the next token, greedy or sampled, and the samplings of all places
     tree          draft trees as tensors: ancestors, selection of nodes

@@ -11,7 +11,7 @@ from plans.places import is_padded
 from plans.schema import Plan, Tree
 from plans.step import feature_layout
 from runtime.comm.groups import Comm, Group
-from runtime.decode.eagle_head import Drafter
+from runtime.decode.drafter import Drafter
 from runtime.decode.messages import Channel, FeatureMessage, feature_message
 from runtime.decode.verify import Verdict
 from runtime.image.buffers import Memory

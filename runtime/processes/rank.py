@@ -28,7 +28,8 @@ from runtime.comm.meeting import Rendezvous, connect
 from runtime.comm.progress import Progress, Timings
 from runtime.decode.graphs import CudaCapture
 from runtime.decode.pool import compared
-from runtime.decode.step import Mode, Stepper, Taken
+from runtime.decode.step import Stepper
+from runtime.decode.work import Mode, Taken
 from runtime.errors import PeerError, RequestError
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 from runtime.decode.messages import Notice
 from runtime.decode.pool import Pool
-from runtime.decode.step import Mode, Stepper, Taken
+from runtime.decode.step import Stepper
+from runtime.decode.work import Mode, Taken
 from runtime.processes.inbox import Delivery, Inbox, Packet, Submit
 from runtime.request import Piece, Request
 from runtime.text import Output

@@ -19,7 +19,8 @@ from plans.schema import Plan, Transport
 from runtime.comm.groups import Comm, Group, groups
 from runtime.comm.host_work import HostWork
 from runtime.comm.progress import Progress
-from runtime.decode.step import Mode, Stepper
+from runtime.decode.step import Stepper
+from runtime.decode.work import Mode
 from runtime.image.buffers import Memory
 from runtime.image.slots import Image, open_image
 from runtime.processes.machine import torch_device

@@ -10,7 +10,7 @@ import pytest
 from plans.check import check as check_plan
 from plans.check_inputs import static_tree
 from plans.schema import KvAxis, KvDType, Plan, Run, ScheduledTree, Tree
-from runtime.decode.step import Mode
+from runtime.decode.work import Mode
 from runtime.processes.inbox import Cancel, Inbox, Submit
 from runtime.processes.rank import Rank
 from runtime.request import Completion, Piece, Request

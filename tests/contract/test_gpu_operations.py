@@ -16,7 +16,8 @@ from planner.images.compile import compile_plan
 from plans import codec
 from plans.schema import KvAxis, KvDType, Plan, Run, Tree
 from runtime.comm.groups import Comm
-from runtime.decode.step import Mode, Stepper
+from runtime.decode.step import Stepper
+from runtime.decode.work import Mode
 from runtime.image.buffers import Memory
 from runtime.image.slots import Image
 from runtime.model import ops

@@ -17,7 +17,8 @@ from plans.schema import Plan, ScheduledTree, Tree
 from runtime.comm.groups import Comm
 from runtime.decode.graphs import Replay
 from runtime.decode.messages import Notice
-from runtime.decode.step import Mode, Stepper, Taken
+from runtime.decode.step import Stepper
+from runtime.decode.work import Mode, Taken
 from runtime.image.buffers import Memory
 from runtime.image.slots import Image
 from runtime.model import ops

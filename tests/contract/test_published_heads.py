@@ -14,7 +14,8 @@ from planner.images.compile import compile_plan
 from plans import codec
 from plans.schema import KvAxis, Plan
 from runtime.comm.groups import Comm
-from runtime.decode.step import Mode, Stepper
+from runtime.decode.step import Stepper
+from runtime.decode.work import Mode
 from runtime.image.buffers import Memory
 from runtime.image.slots import Image
 from runtime.processes.machine import torch_device

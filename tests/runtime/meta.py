@@ -26,7 +26,8 @@ from runtime.comm.groups import Group, groups
 from runtime.comm.host_work import HostWork
 from runtime.comm.progress import Phase, Progress
 from runtime.decode.messages import Channel, Message, Notice, nothing
-from runtime.decode.step import Mode, Stepper
+from runtime.decode.step import Stepper
+from runtime.decode.work import Mode
 from runtime.image.buffers import Memory
 from runtime.model.triton_kernels import launch
 from runtime.sampling import Sampling

@@ -25,7 +25,8 @@ from runtime.comm.meeting import connect
 from runtime.comm.progress import Progress
 from runtime.decode.graphs import CudaCapture
 from runtime.decode.messages import Channel, Message, Notice
-from runtime.decode.step import Mode, Stepper, Taken
+from runtime.decode.step import Stepper
+from runtime.decode.work import Mode, Taken
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
 from runtime.model import ops

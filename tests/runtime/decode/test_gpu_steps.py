@@ -18,7 +18,7 @@ from plans.kv import KvShare
 from plans.schema import Device, DType, KvAxis, KvDType, LayerClass, Plan, Run, Tree, WeightFormat
 from plans.step import CONVERTED_ROWS, fed_rows, layer_class
 from runtime.decode.messages import Channel
-from runtime.decode.step import Mode
+from runtime.decode.work import Mode
 from runtime.model.triton_kernels import launch, rowwise
 from runtime.sampling import Sampling
 from tests.plan_factory import TREE, Group, even, group, make_device, make_draft, make_model, make_plan

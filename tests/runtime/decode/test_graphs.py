@@ -20,7 +20,8 @@ from runtime.comm.groups import groups
 from runtime.comm.host_work import HostWork
 from runtime.comm.progress import Progress
 from runtime.decode.graphs import Graphs, Replay, Shape
-from runtime.decode.step import Mode, Stepper
+from runtime.decode.step import Stepper
+from runtime.decode.work import Mode
 from runtime.image.buffers import Memory
 from runtime.model.triton_kernels import launch
 from runtime.sampling import Sampling
