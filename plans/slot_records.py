@@ -62,10 +62,10 @@ class MatrixSlots:
 
     weight: SlotSpec
     """Values; or codes, in ``form`` (``plans.quantized``)."""
-    columns: int
-    """in"""
+    held_columns: int
+    """in: columns of the image."""
     inputs: int
-    """Columns of the input: fewer than ``in`` where codes are ordered and fill up groups (``plans.quantized``)."""
+    """Columns of the input: fewer than ``held_columns`` where codes are ordered and fill up groups."""
     form: WeightFormat | None = None
     """None: values."""
     scales: SlotSpec | None = None

@@ -153,7 +153,7 @@ def matrix(values: SlotSpec, form: WeightFormat | None, whole: int | None = None
     """
     *rows, columns = values.shape
     if form is None:
-        return MatrixSlots(weight=values, columns=columns, inputs=columns)
+        return MatrixSlots(weight=values, held_columns=columns, inputs=columns)
     whole = whole or columns
     own, held = share_format(form, columns, whole), held_columns(form, columns, whole)
 
@@ -175,7 +175,7 @@ def matrix(values: SlotSpec, form: WeightFormat | None, whole: int | None = None
     of_groups = partial(groups, own)
     return MatrixSlots(
         weight=part("weight", "U8", partial(code_bytes, own)),
-        columns=held,
+        held_columns=held,
         inputs=columns,
         form=own,
         scales=part("scales", SCALE_NAMES[form.scale], of_groups),

@@ -89,13 +89,13 @@ def _of_share(stored: Stored, share: Array, columns: Array, found: Array) -> Sor
     places = np.full(stored.columns, -1, np.int32)
     places[share] = np.arange(len(share), dtype=np.int32)
     kept = columns[places[columns] >= 0]
-    inputs, own = np.full(stored.held, -1, np.int32), np.zeros(stored.held, np.int32)
-    groups, first = np.zeros(stored.held // BLOCK, np.int64), 0
+    inputs, own = np.full(stored.held_columns, -1, np.int32), np.zeros(stored.held_columns, np.int32)
+    groups, first = np.zeros(stored.held_columns // BLOCK, np.int64), 0
     for number, size in enumerate(np.bincount(found[kept], minlength=stored.groups)):
         of_group, kept = kept[:size], kept[size:]
         last = first + -(-int(size) // BLOCK) * BLOCK
         inputs[first : first + size], own[first : first + size] = places[of_group], of_group
         groups[first // BLOCK : last // BLOCK] = number
         first = last
-    assert first <= stored.held, "more columns than an image has room for"
+    assert first <= stored.held_columns, "more columns than an image has room for"
     return Sorting(columns=own, inputs=inputs, groups=groups)

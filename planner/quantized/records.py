@@ -38,7 +38,7 @@ class Stored:
     """Name of the layer: that of its tensors without the last part."""
     out: int
     columns: int
-    """in"""
+    """in, of the checkpoint"""
     form: WeightFormat
     """As the checkpoint has it."""
     layout: Layout
@@ -75,12 +75,12 @@ class Stored:
 
     @property
     def inputs(self) -> int:
-        """Columns of the input of a device."""
+        """Columns of the input of a device, of those of the checkpoint."""
         return self.columns if self.share is None else length(self.share)
 
     @property
-    def held(self) -> int:
-        """Columns of an image."""
+    def held_columns(self) -> int:
+        """Columns of the image of a device: ``inputs``, and those that fill up groups."""
         return held_columns(self.form, self.inputs, self.columns)
 
     @property
@@ -91,9 +91,9 @@ class Stored:
     def shape(self, part: Part) -> tuple[int, ...]:
         """Return the shape of a part in an image that has all rows and columns."""
         if part == "order":
-            return (self.held,)
+            return (self.held_columns,)
         count = code_bytes if part == "codes" else groups
-        return self.out, count(self.image_form, self.held)
+        return self.out, count(self.image_form, self.held_columns)
 
     def dtype(self, part: Part) -> str:
         """Return the name of a part's dtype in the header of an image."""

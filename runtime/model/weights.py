@@ -34,13 +34,13 @@ class Coded:
     zeros: Tensor | None
     """uint8 [..., out, groups]"""
     inputs: int
-    """Columns of x."""
+    """Columns of x, the input."""
     order: Tensor | None = None
     """int32 [..., in]: columns of x in the order of the codes, -1 where x counts as 0; None: their own order."""
 
     @property
-    def columns(self) -> int:
-        """in: ``inputs``, and more where some of ``order`` are -1."""
+    def held_columns(self) -> int:
+        """in: columns of the image, ``inputs``, and more where some of ``order`` are -1."""
         return self.codes.shape[-1] * (2 if is_half(self.form) else 1)
 
     @property
@@ -51,10 +51,10 @@ class Coded:
 
     def words(self) -> Codes:
         """Return the words of a weight, not of experts, from whose sizes a kernel computes every address."""
-        form, (outputs, nbytes), count = self.form, self.codes.shape, groups(self.form, self.columns)
-        assert nbytes == code_bytes(form, self.columns)
-        assert self.columns == self.inputs or self.order is not None
-        assert self.order is None or (self.order.shape == (self.columns,) and self.order.is_contiguous())
+        form, (outputs, nbytes), count = self.form, self.codes.shape, groups(self.form, self.held_columns)
+        assert nbytes == code_bytes(form, self.held_columns)
+        assert self.held_columns == self.inputs or self.order is not None
+        assert self.order is None or (self.order.shape == (self.held_columns,) and self.order.is_contiguous())
         assert self.scales.shape == (outputs, count)
         assert self.zeros is None or self.zeros.shape == (outputs, count)
         return Codes(
@@ -66,9 +66,9 @@ class Coded:
             scales_stride=self.scales.itemsize * self.scales.stride(0),
             zeros=0 if self.zeros is None else self.zeros.data_ptr(),
             zeros_stride=0 if self.zeros is None else self.zeros.stride(0),
-            group=form.group or self.columns,
+            group=form.group or self.held_columns,
             order=0 if self.order is None else self.order.data_ptr(),
-            inputs=self.columns,
+            inputs=self.held_columns,
         )
 
     def rows(self, start: int, stop: int) -> "Coded":
@@ -104,7 +104,7 @@ def coded(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
     assert inputs == weight.inputs
     assert added is None or (added.shape[1] == outputs and added.shape[0] in (1, rows))
     out = torch.empty(rows, outputs, dtype=x.dtype)
-    columns = coded_columns(weight.columns)
+    columns = coded_columns(weight.held_columns)
     widened, per_thread = ops.widened_scratch(rows, columns)
     values = torch.empty(torch.get_num_threads() * CODED_ROWS, columns + PADDING)
     words = weight.words()._asdict()

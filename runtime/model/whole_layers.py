@@ -94,7 +94,7 @@ class WholeLayers:
         assert len({(cache.dtype, cache.shape[:2] + cache.shape[3:]) for cache in caches}) == 1  # KV heads may differ
         self._width = max(_scratch_width(block) for block in layers)
         self._inputs = max(
-            coded_columns(weight.columns) if isinstance(weight, Coded) else weight.shape[0]
+            coded_columns(weight.held_columns) if isinstance(weight, Coded) else weight.shape[0]
             for block in layers
             for weight in _matrices(block).values()
         )

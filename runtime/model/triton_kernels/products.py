@@ -153,7 +153,7 @@ def _strides(weight: Coded, dim: int) -> tuple[int, int, int]:
 
 def product(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
     """Return ``x`` [W, in] @ values.t() + ``added`` [W or 1, out] of a quantized weight, with one rounding."""
-    rows, inputs, outputs = x.shape[0], weight.columns, weight.codes.shape[0]
+    rows, inputs, outputs = x.shape[0], weight.held_columns, weight.codes.shape[0]
     assert x.shape[1] == weight.inputs
     assert weight.order is None or (weight.order.shape == (inputs,) and weight.order.is_contiguous())
     assert x.stride(1) == 1
@@ -205,7 +205,7 @@ def grouped(
         rows_apart, apart = (weights.stride(1), 0, 0), (weights.stride(0), 0, 0)
     else:
         form, codes, scales, zeros, columns_of_x = coded.form, coded.codes, coded.scales, coded.zeros, coded.order
-        assert coded.columns == inputs
+        assert coded.held_columns == inputs
         assert coded.order is None or (coded.order.shape == (experts, inputs) and coded.order.is_contiguous())
         rows_apart, apart = _strides(coded, 1), _strides(coded, 0)
     columns, block = _tile_columns(form, x.itemsize), min(MOST_ROWS, max(16, power_of_two(ceil_div(rows, experts))))

@@ -230,10 +230,10 @@ def test_columns_of_each_device_are_sorted_by_groups(
     for share in (None, ranges[::2], ranges[1::2] or None):
         own = dataclasses.replace(stored, share=share)
         columns = torch.cat([torch.arange(*span) for span in share or ((0, 256),)])
-        order = torch.from_numpy(part_rows(own, "order", (0, own.held), layer.tensors).copy()).flatten()
+        order = torch.from_numpy(part_rows(own, "order", (0, own.held_columns), layer.tensors).copy()).flatten()
         assert sorted(order[order >= 0].tolist()) == list(range(len(columns)))
-        assert own.held == (256 if len(columns) == 256 else min(256, (len(columns) + 31 * 256 // group) // 32 * 32))
-        as_stored = dataclasses.replace(own, form=own.image_form, columns=own.held)
+        assert own.held_columns == (256 if len(columns) == 256 else min(256, (len(columns) + 31 * 256 // group) // 32 * 32))
+        as_stored = dataclasses.replace(own, form=own.image_form, columns=own.held_columns)
         codes, scales, *points = (part_rows(own, part, (0, 24), layer.tensors) for part in own.parts if part != "order")
         found = images.values(as_stored, codes, scales, points[0] if points else None)
         assert torch.equal(found[:, order >= 0], layer.values[:, columns[order[order >= 0]]])
