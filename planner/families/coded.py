@@ -8,12 +8,13 @@ are cut, their scales repeated.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from planner.checkpoints.header import TensorInfo
 from planner.errors import ConfigError
 from planner.families.records import BaseReading, Columns, Roles, Source
+from planner.families.spellings import OWN, Spelling
 from planner.families.tensors import FLOATS
 from planner.families.windows import classes_of
 from planner.quantized import AutoRoundRecipe, Expected, Mxfp4Recipe, Recipe, ScaleDType, Stored, check
@@ -42,23 +43,29 @@ def with_codes(
     tensors: Mapping[str, TensorInfo] | None,
     scales: ScaleDType,
     planned: Model | None,
+    spellings: Sequence[Spelling] = (OWN,),
+    others: tuple[str, ...] = (),
 ) -> BaseReading:
     """Return a reading whose quantized layers have codes; raise ConfigError.
 
     Dtypes of scales are those of ``tensors``; where there are none those of ``planned``, as a plan has the model, or
-    else ``scales``.
+    else ``scales``. ``spellings``: ways in which the recipe may name layers, the first of them that of ``tensors``.
+    ``others``: beginnings of names of parts of the model that are not read.
     """
+    headers = {spellings[0].derived(name): info for name, info in (tensors or {}).items()}
     known = {} if planned is None else _planned_scales(reading.roles, planned)
     layers = _Layers(
         recipe=recipe,
         where=where,
-        tensors=tensors or {},
+        tensors=headers,
         scales=scales,
         planned=known,
+        spellings=spellings,
         named=frozenset(source.name for source in reading.roles.values()),
     )
     if isinstance(recipe, AutoRoundRecipe):
-        recipe.require_layers({name.rpartition(".")[0] for name in (*layers.named, *layers.tensors)})
+        names = {*(tensors or ()), *(spelling.of(name) for spelling in spellings for name in layers.named)}
+        recipe.require_layers({name.rpartition(".")[0] for name in names}, others)
     head = None if reading.model.tied_head else layers.stored(reading.roles["head.weight"])
     roles, model = replaced(reading.roles, reading.model, layers.stored, head, where)
     return dataclasses.replace(reading, roles=roles, model=model)
@@ -158,6 +165,8 @@ class _Layers:
     scales: ScaleDType
     planned: Mapping[str, ScaleDType]
     """Dtype of scales by the name of the tensor of the weight, as a plan has it."""
+    spellings: Sequence[Spelling]
+    """Ways in which the recipe may name layers."""
     named: frozenset[str]
     """Names of the tensors that the config implies."""
     known: dict[str, Stored | None] = field(default_factory=dict)
@@ -174,24 +183,52 @@ class _Layers:
 
     def _by_recipe(self, source: Source) -> Stored | None:
         """Return what the recipe says of a weight, with the dtype of scales that the headers have."""
+        if len(source.shape) == 3 and self._read(source.name, *source.shape[1:], self.scales) is not None:
+            raise self._packed_experts(source.name)
         if not source.name.endswith(".weight") or len(source.shape) != 2:
             return None
         module, (out, columns) = source.name.removesuffix(".weight"), source.shape
-        stored = self.recipe.stored(module, out, columns, self.planned.get(source.name, self.scales))
+        stored = self._read(module, out, columns, self.planned.get(source.name, self.scales))
         info = None if stored is None else self.tensors.get(stored.tensors["scales"].name)
         if info is not None and info.dtype in _SCALES:
-            stored = self.recipe.stored(module, out, columns, _SCALES[info.dtype])
-        bias = f"{module}.bias"
-        if stored is None or not isinstance(stored.layout, Gptq) or bias not in self.tensors or bias in self.named:
+            stored = self._read(module, out, columns, _SCALES[info.dtype])
+        if stored is None or not isinstance(stored.layout, Gptq):
+            return stored
+        order, bias = stored.ignored.get("order"), f"{module}.bias"
+        if order is not None and order.name in self.tensors:
+            stored = dataclasses.replace(stored, neighbours=order)
+        if bias not in self.tensors or bias in self.named:
             return stored
         return dataclasses.replace(stored, no_bias=Expected(name=bias, dtypes=FLOATS, shapes=((out,),)))
+
+    def _read(self, module: str, out: int, columns: int, scales: ScaleDType) -> Stored | None:
+        """Return what the recipe says of a layer, by any of its names.
+
+        Where it says by one that the layer is plain, and by another that it has codes, the headers tell; without them
+        it is plain, as a list of exceptions has one of the names.
+        """
+        found = [self.recipe.stored(spelling.of(module), out, columns, scales) for spelling in self.spellings]
+        coded = next(
+            (
+                (stored if spelling == OWN else stored.renamed(spelling.derived)).as_named(self.tensors)
+                for stored, spelling in zip(found, self.spellings, strict=True)
+                if stored is not None
+            ),
+            None,
+        )
+        if coded is None or None not in found:
+            return coded
+        codes = coded.tensors["codes"]
+        info = self.tensors.get(codes.name)
+        return coded if info is not None and info.dtype in codes.dtypes else None
+
+    def _packed_experts(self, name: str) -> ConfigError:
+        return ConfigError(f"{self.where}: {name}: packed experts, expected mxfp4: not read in another format")
 
     def _of_expert(self, source: Source, columns: Columns) -> Stored:
         """Return how a matrix of an expert is stored of which one tensor has those of all."""
         if not isinstance(self.recipe, Mxfp4Recipe):
-            raise ConfigError(
-                f"{self.where}: {source.name}: packed experts, expected mxfp4: not read in another format"
-            )
+            raise self._packed_experts(source.name)
         count, width, rows = source.shape
         if width % BLOCK:
             raise ConfigError(f"{self.where}: {source.name}: found {width} columns, expected a multiple of {BLOCK}")

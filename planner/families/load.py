@@ -13,14 +13,15 @@ from typing import get_args
 from planner.checkpoints.checkpoint import Checkpoint, read_checkpoint
 from planner.checkpoints.formats import quantizer_settings, refuse_quantized
 from planner.checkpoints.summary import Summary, describe
-from planner.errors import CheckpointError, ConfigError
+from planner.errors import CheckpointError
 from planner.families.coded import CODED_NOTE, with_codes
 from planner.families.config import Keys, saved_dtype
 from planner.families.records import BaseInput, BaseReading
 from planner.families.refused import REASONS
 from planner.families.rounded import rounded
+from planner.families.spellings import OWN
 from planner.families.tensors import as_stored, check_tensors, table_sha256
-from planner.families.wrappers import WRAPPERS, as_wrapped, text_part
+from planner.families.wrappers import QUANTIZER_KEYS, WRAPPERS, as_wrapped, spellings, text_part
 from planner.quantized import METHODS, Recipe, ScaleDType, read_recipe
 from plans.dtypes import HEADER_NAMES
 from plans.format import quote
@@ -77,13 +78,15 @@ def _load_base(path: Path, planned: Model | None) -> BaseInput:
         part = text_part(wrapper, keys, checkpoint.config)
         family, keys, notes = part.family, part.keys, [*notes, part.note]
     reading: BaseReading = importlib.import_module(f"planner.families.{family}").read(keys)
+    ways = [OWN] if wrapper is None else spellings(wrapper, reading.roles, checkpoint.tensors or ())
     if recipe is not None:
         notes = [*notes, CODED_NOTE]
         where, tensors = str(checkpoint.config_file), checkpoint.tensors
-        reading = with_codes(reading, recipe, where, tensors, _scales(checkpoint), planned)
+        others = () if wrapper is None else wrapper.vision
+        reading = with_codes(reading, recipe, where, tensors, _scales(checkpoint), planned, ways, others)
     tensors_sha256 = table_sha256(reading.roles)
     if wrapper is not None:
-        reading = as_wrapped(wrapper, reading, checkpoint.tensors or ())
+        reading = as_wrapped(wrapper, reading, ways[0])
     if checkpoint.tensors is not None:
         reading = replace(reading, roles=as_stored(reading.roles, checkpoint.tensors))
         check_tensors(checkpoint, checkpoint.tensors, reading)
@@ -123,9 +126,7 @@ def _recipe(checkpoint: Checkpoint, keys: Keys) -> Recipe | None:
         refuse_quantized(checkpoint.config, checkpoint.config_file, checkpoint.tensors)
         return None
     settings, where = found
-    if _family(keys) in WRAPPERS:
-        raise ConfigError(f"{where}: quantized weights inside {_family(keys)}: not read here")
-    for name in ("quantization_config", "compression_config"):
+    for name in QUANTIZER_KEYS:
         keys.get(name)
     return read_recipe(settings, where)
 

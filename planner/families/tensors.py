@@ -96,7 +96,7 @@ def _stored(roles: Roles) -> Iterable[Stored]:
 def table_sha256(roles: Roles) -> str:
     """Return the digest of the derived tensors: one line ``name:d0,d1`` per tensor, sorted by name."""
     shapes = {source.name: source.shape for source in roles.values() if source.stored is None}
-    shapes |= {tensor.name: tensor.shapes[0] for stored in _stored(roles) for tensor in stored.tensors.values()}
+    shapes |= {tensor.digested: tensor.shapes[0] for stored in _stored(roles) for tensor in stored.tensors.values()}
     lines = (f"{name}:{','.join(map(str, shape))}\n" for name, shape in sorted(shapes.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from planner.families.config import Keys, words
-from planner.families.records import BaseReading, Roles
+from planner.families.records import BaseReading, Roles, Source
+from planner.families.spellings import Spelling
 from plans.format import quote
 
 TEXT = "text_config"
+QUANTIZER_KEYS = ("quantization_config", "compression_config")
+"""Keys that are read before, of the whole config."""
 VISION_KEYS = words("vision_config image_token_id image_token_index video_token_id video_token_index vision_token_id")
 """Keys of a wrapper that are about its images in all families."""
 _TOKENS = words("vision_start_token_id vision_end_token_id boi_token_index eoi_token_index boi_token_id eoi_token_id")
@@ -134,7 +137,7 @@ def text_part(wrapper: Wrapper, keys: Keys, config: Mapping[str, Any]) -> TextPa
         raise keys.fail(TEXT, f"model_type: found {quote(kind)}, expected one of {', '.join(wrapper.families)}")
     family = wrapper.families[kind]
     text: dict[str, Any] = {**dict(wrapper.defaults), **inner}
-    for name in ("model_type", "architectures", "vision_config"):
+    for name in ("model_type", "architectures", "vision_config", *(() if nested else QUANTIZER_KEYS)):
         text.pop(name, None)
     if keys.has("tie_word_embeddings"):  # a wrapper's own counts
         text["tie_word_embeddings"] = keys.get("tie_word_embeddings")
@@ -151,27 +154,30 @@ def text_part(wrapper: Wrapper, keys: Keys, config: Mapping[str, Any]) -> TextPa
     return TextPart(family=family, keys=part, note=f"planned as its text part, {family}: images are not read")
 
 
-def as_wrapped(wrapper: Wrapper, reading: BaseReading, tensors: Collection[str]) -> BaseReading:
-    """Return a reading with the names that the tensors of the text part have in a checkpoint; of none, the first way.
+def spellings(wrapper: Wrapper, roles: Roles, tensors: Collection[str]) -> list[Spelling]:
+    """Return the ways in which the text part is named; first that of a checkpoint's tensors, of none the first way."""
+    ways = [Spelling(model=model.rstrip("."), lm_head=head.rstrip(".")) for model, head in wrapper.prefixes]
+    names = {source.name for source in roles.values()}
+    return sorted(ways, key=lambda way: -len({way.of(name) for name in names}.intersection(tensors)))
+
+
+def as_wrapped(wrapper: Wrapper, reading: BaseReading, spelling: Spelling) -> BaseReading:
+    """Return a reading with the names that the tensors of the text part have in a checkpoint.
 
     The tensors of the other parts are ignored.
     """
-    ways = [_renamed(reading.roles, *prefix) for prefix in wrapper.prefixes]
-    roles = max(ways, key=lambda way: len({source.name for source in way.values()}.intersection(tensors)))
+    roles = {role: _spelled(source, spelling) for role, source in reading.roles.items()}
     return dataclasses.replace(reading, roles=roles, ignored_prefixes=wrapper.vision)
 
 
-def _renamed(roles: Roles, model: str, lm_head: str) -> Roles:
-    """Return the roles with other prefixes than ``model.`` and ``lm_head.``."""
-    return {
-        role: dataclasses.replace(
-            source,
-            name=lm_head + source.name.removeprefix("lm_head.")
-            if source.name.startswith("lm_head.")
-            else model + source.name.removeprefix("model."),
-        )
-        for role, source in roles.items()
-    }
+def _spelled(source: Source, spelling: Spelling) -> Source:
+    """Return a source by its name in a checkpoint."""
+    return dataclasses.replace(
+        source,
+        name=spelling.of(source.name),
+        stored=None if source.stored is None else source.stored.renamed(spelling.of),
+        sorted_as=None if source.sorted_as is None else source.sorted_as.renamed(spelling.of),
+    )
 
 
 def _of_text(rope: Mapping[str, Any]) -> dict[str, Any]:

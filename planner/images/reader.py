@@ -18,7 +18,7 @@ from planner.images.casts import STORAGE, Array
 from planner.images.pieces import Checkpoints, row_width
 from planner.quantized import Stored
 from planner.quantized.codes import Read
-from planner.quantized.column_order import Sorting, sorted_columns
+from planner.quantized.column_order import Sorting, sorting_of
 from plans import paging
 from plans.files import open_regular
 from plans.ranges import Range, Ranges
@@ -41,7 +41,7 @@ class Reader:
         self._stack = contextlib.ExitStack()
         self._kept: dict[Path, tuple[int, memoryview]] = {}
         self._arrays: dict[tuple[str, str], Array] = {}
-        self._sortings: dict[tuple[str, str, Ranges | None], Sorting] = {}
+        self._sortings: dict[tuple[str, str, Ranges | None], Sorting | None] = {}
         self._sorts = threading.Lock()
         self.read_bytes = 0
 
@@ -142,14 +142,19 @@ class Reader:
         """Return ``array`` of one checkpoint."""
         return lambda name, rows: self.array(source, name, rows)
 
-    def sorting(self, source: str, stored: Stored) -> Sorting:
-        """Return the order of a layer's columns, which is kept as all its parts need it; raise CheckpointError."""
+    def sorting(self, source: str, stored: Stored) -> Sorting | None:
+        """Return the order of a layer's columns, which is kept as all its parts need it; raise CheckpointError.
+
+        None: that of the checkpoint, of which it is read once that it is.
+        """
+        if not stored.sorts and stored.neighbours is None:
+            return None
         key = source, stored.module, stored.share
         with self._sorts:
             if key not in self._sortings:
                 if len(self._sortings) >= MOST_SORTINGS:
                     del self._sortings[next(iter(self._sortings))]
-                self._sortings[key] = sorted_columns(stored, self.arrays_of(source))
+                self._sortings[key] = sorting_of(stored, self.arrays_of(source))
             return self._sortings[key]
 
     def check_unchanged(self) -> None:

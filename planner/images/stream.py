@@ -218,7 +218,7 @@ def _rows_of(part: Part, rows: Range, reader: Reader, losses: Losses | None) -> 
     """Return rows of a part of a quantized layer, counted as the checkpoint has them; fill ``losses``."""
     stored = part.stored
     assert stored is not None
-    sorting = reader.sorting(part.source, stored) if stored.sorts else None
+    sorting = reader.sorting(part.source, stored)
     return rows_of(stored, part.kind, rows, reader.arrays_of(part.source), losses, sorting)
 
 
@@ -227,7 +227,9 @@ def _sorted_rows(part: Part, reader: Reader) -> Array | None:
     if part.sorted_as is None:
         return None
     reader.open_all(part.source, [part.sorted_as.tensors["order"].name])
-    return reader.sorting(part.source, part.sorted_as).columns
+    sorting = reader.sorting(part.source, part.sorted_as)
+    assert sorting is not None, "what sorts rows has columns in an order"
+    return sorting.columns
 
 
 def _tensor_rows(part: Part, order: Array | None, rows: Range) -> Iterator[Range]:

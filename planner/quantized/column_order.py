@@ -10,6 +10,7 @@ import numpy as np
 
 from planner.errors import CheckpointError
 from planner.quantized.codes import Array, Read
+from planner.quantized.layouts import PackedRows, PlainRows
 from planner.quantized.records import Expected, Stored
 from plans.quantized import BLOCK
 
@@ -26,15 +27,21 @@ class Sorting:
     """By group of the image, that of the checkpoint."""
 
 
-def require_order(stored: Stored, read: Read) -> None:
-    """Raise CheckpointError unless the columns' groups follow one another."""
-    name, found = stored.tensors["order"].name, _groups(stored, stored.tensors["order"], read)
-    expected = _neighbours(stored)
-    reason = ": config.json does not say that columns are in another order (desc_act, without static_groups)"
-    _require_equal(name, found, expected, reason)
+def sorting_of(stored: Stored, read: Read) -> Sorting | None:
+    """Return the order of a layer's columns, None where it is the checkpoint's; raise CheckpointError.
+
+    Whatever tensor has the group of each column is read, and must be as the config says.
+    """
+    if stored.sorts:
+        return _sorted_columns(stored, read)
+    if stored.neighbours is not None:
+        reason = ": config.json does not say that columns are in another order (desc_act, without static_groups)"
+        found = _groups(stored, stored.neighbours, read)
+        _require_equal(stored.neighbours.name, found, _neighbours(stored), reason)
+    return None
 
 
-def sorted_columns(stored: Stored, read: Read) -> Sorting:
+def _sorted_columns(stored: Stored, read: Read) -> Sorting:
     """Return the columns of an image in their order; raise CheckpointError for groups that are not whole."""
     name, group = stored.tensors["order"].name, stored.form.group
     assert group is not None, "columns of one group have no order"
@@ -55,7 +62,7 @@ def sorted_columns(stored: Stored, read: Read) -> Sorting:
 def _groups(stored: Stored, tensor: Expected, read: Read) -> Array:
     """Return the group of each column; compressed-tensors has -1 for all where they follow one another."""
     found = read(tensor.name, (0, stored.columns)).reshape(-1)
-    if (found == -1).all():
+    if isinstance(stored.layout, PackedRows | PlainRows) and (found == -1).all():
         return _neighbours(stored)
     return found
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from planner.errors import CheckpointError
 from planner.quantized.codes import Array, Read, awq_columns, packed, transposed, unpacked
-from planner.quantized.column_order import Sorting, require_order
+from planner.quantized.column_order import Sorting
 from planner.quantized.layouts import Awq, Gptq, Mxfp4, PackedRows, PlainRows, Rounded, RoundedColumns
 from planner.quantized.records import Part, Stored
 from planner.quantized.rounding import Losses, rounded_rows
@@ -67,7 +67,7 @@ def rows_of(
     """Return rows of a part of a layer as an image has them; raise CheckpointError for values that cannot be.
 
     ``losses``: filled, with rows of codes of a layer that is rounded. ``sorting``: of a layer that ``sorts``, the order
-    of its columns (``column_order.sorted_columns``).
+    of its columns (``column_order.sorting_of``).
     """
     if stored.sorts:
         assert sorting is not None, "columns that are sorted have an order"
@@ -139,8 +139,6 @@ def _gptq(stored: Stored, part: Part, span: Range, read: Read, layout: Gptq) -> 
     name = stored.tensors[part].name
     if part == "codes":
         _require_no_bias(stored, read)
-        if not stored.sorts and not layout.symmetric:
-            require_order(stored, read)
         return transposed(read(name, None)[:, span[0] : span[1]], layout.bits)
     if part == "scales":
         return transposed_scales(stored, span, read)

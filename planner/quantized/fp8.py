@@ -24,17 +24,22 @@ class Fp8Recipe:
             return None
         rows, group = self.block or (1, None)
         form = WeightFormat(code="float8_e4m3fn", group=group, zeros=False, scale=scale_dtype)
-        name = "weight_scale" if self.block is None else "weight_scale_inv"
+        names = (f"{module}.weight_scale", f"{module}.weight_scale_inv")
         blocks = -(-out // rows), groups(form, columns)
         shapes: tuple[tuple[int, ...], ...] = ((), (1,)) if self.block is None else (blocks,)
         tensors = {
             "codes": Expected(name=f"{module}.weight", dtypes=frozenset({"F8_E4M3"}), shapes=((out, columns),)),
-            "scales": Expected(name=f"{module}.{name}", dtypes=SCALE_HEADERS, shapes=shapes),
+            "scales": Expected(name=names[1], dtypes=SCALE_HEADERS, shapes=shapes)
+            if self.block is not None
+            else Expected(name=names[0], other=names[1], dtypes=SCALE_HEADERS, shapes=shapes),
         }
-        activations = Expected(name=f"{module}.input_scale", dtypes=SCALE_HEADERS, shapes=((), (1,)))
+        activations = {
+            name: Expected(name=f"{module}.{name}", dtypes=SCALE_HEADERS, shapes=((), (1,)))
+            for name in ("input_scale", "activation_scale")
+        }
         return Stored(
             module=module, out=out, columns=columns, form=form, layout=PlainRows(block_rows=rows), tensors=tensors,
-            ignored={"input_scale": activations} | kv_scales(module),
+            ignored=activations | kv_scales(module),
         )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from plans.quantized import groups
 from plans.schema import WeightFormat
 
 WORDS = frozenset({"I32"})
+_IN_LAYER = re.compile(r"(?:^|\.)layers\.\d+\.(.+)")
 HARMLESS = (
     # How the codes were found, and what other programs do with them.
     *("quant_method", "meta", "model_name_or_path", "model_file_base_name", "true_sequential", "mse"),
@@ -21,10 +22,24 @@ HARMLESS = (
     *("hf_device_map", "disable_exllama", "backend", "adapter", "autoround_version", "packing_format", "data_type"),
     *("lr", "minmax_lr", "iters", "nsamples", "seqlen", "low_gpu_mem_usage", "gradient_accumulate_steps"),
     *("act_bits", "act_group_size", "act_dynamic", "act_sym", "enable_quanted_input", "enable_minmax_tuning"),
-    *("scale_dtype", "provider", "act_group_aware"),
+    *("scale_dtype", "provider", "act_group_aware", "amp", "enable_norm_bias_tuning", "act_data_type"),
+    *("enable_alg_ext", "momentum", "not_use_best_mse"),
 )
 HEAD = "lm_head"
 """The linear layer outside the decoder's layers."""
+DECODERS = ("model.layers", "model.language_model.layers", "language_model.model.layers")
+"""Names of the decoder's layers in models, and in those of text and images."""
+
+
+def require_decoder(settings: Settings) -> None:
+    """Raise ConfigError where blocks are named whose layers alone are quantized, and the decoder's are none of them."""
+    for key in ("block_name_to_quantize", "to_quant_block_names"):
+        value = settings.get(key, DECODERS[0])
+        blocks = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(blocks, list) or not any(name in blocks for name in DECODERS):
+            raise settings.fail(
+                key, f"found {quote(value)}, expected {' or '.join(DECODERS)}: others are not read here"
+            )
 
 
 def group_of(settings: Settings) -> int | None:
@@ -47,7 +62,9 @@ class Integers:
     sorts: bool
     """Columns of a group need not be neighbours."""
     symmetric: bool = False
-    """Codes are symmetric in the layout of AutoRound, where no tensor says to which group a column belongs."""
+    """Every zero point is the middle of the codes' range, as programs assume that do not read them."""
+    indexed: bool = True
+    """A tensor says to which group each column belongs; false: there may be none, and columns of groups follow."""
 
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored:
         """Return how a layer is stored."""
@@ -65,13 +82,14 @@ class Integers:
             "scales": Expected(name=f"{module}.scales", dtypes=SCALE_HEADERS, shapes=((count, out),)),
         }
         order = Expected(name=f"{module}.g_idx", dtypes=WORDS, shapes=((columns,),))
-        if not self.symmetric:
+        if self.indexed:
             tensors["order"] = order
         return Stored(
             module=module, out=out, columns=columns, form=form,
             layout=Gptq(bits=self.bits, stored_zero=self.stored_zero, symmetric=self.symmetric), tensors=tensors,
-            ignored={"order": order} if self.symmetric else {},
+            ignored={} if self.indexed else {"order": order},
             sorts=form.ordered is not None,
+            neighbours=order if self.indexed and form.ordered is None else None,
         )  # fmt: skip
 
 
@@ -83,10 +101,15 @@ class GptqRecipe:
     rules: tuple[tuple[Pattern, Integers | None], ...]
     head: bool
     """The lm_head is quantized too."""
+    inside: frozenset[str] | None = None
+    """Names within a decoder layer of those that are quantized; None: all of them."""
 
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
         """Return how a layer is stored; None where it has plain weights."""
         if module == HEAD and not self.head:
+            return None
+        layer = _IN_LAYER.search(module)
+        if self.inside is not None and layer is not None and layer[1] not in self.inside:
             return None
         for expression, integers in self.rules:
             if expression.has(module):
@@ -105,14 +128,26 @@ def read_gptq(settings: Settings) -> GptqRecipe:
     sorts = _sorts(settings)
     settings.boolean("sym", True)
     head = settings.boolean("lm_head", False)
-    settings.one_of("block_name_to_quantize", ("model.layers",), "model.layers", "other layers are not read here")
-    if settings.get("modules_in_block_to_quantize"):
-        raise settings.fail("modules_in_block_to_quantize", "found a list, expected none: name layers in dynamic")
+    require_decoder(settings)
+    inside = _inside(settings)
     stored_zero = 1 if version == "gptq" else 0
     integers = Integers(bits=bits, group=group, stored_zero=stored_zero, sorts=sorts)
     rules = tuple(_rule(settings, text, changes, integers) for text, changes in _mapping(settings, "dynamic").items())
     settings.finish(*HARMLESS)
-    return GptqRecipe(integers=integers, rules=rules, head=head)
+    return GptqRecipe(integers=integers, rules=rules, head=head, inside=inside)
+
+
+def _inside(settings: Settings) -> frozenset[str] | None:
+    """Read the names within a decoder layer of those that are quantized, of Optimum in lists of lists; None: all."""
+    name = "modules_in_block_to_quantize"
+    value = settings.get(name)
+    if not value:
+        return None
+    lists = value if isinstance(value, list) else [value]
+    names = [part for item in lists for part in (item if isinstance(item, list) else [item])]
+    if not isinstance(value, list) or not all(isinstance(part, str) for part in names):
+        raise settings.fail(name, f"found {quote(value)}, expected lists of names")
+    return frozenset(map(str, names))
 
 
 def _sorts(settings: Settings) -> bool:
@@ -144,16 +179,13 @@ def _rule(settings: Settings, text: str, changes: object, integers: Integers) ->
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AwqRecipe:
-    """The layers of a checkpoint of AWQ."""
+class AwqIntegers:
+    """Codes of the layers of AWQ, of 4 bits."""
 
     group: int | None
-    skipped: Names
 
-    def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
-        """Return how a layer is stored; None where it has plain weights."""
-        if module == HEAD or self.skipped.have(module):
-            return None
+    def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored:
+        """Return how a layer is stored."""
         form = WeightFormat(code="int4", group=self.group, zeros=True, scale=scale_dtype)
         count = groups(form, columns)
         tensors = {
@@ -162,6 +194,20 @@ class AwqRecipe:
             "scales": Expected(name=f"{module}.scales", dtypes=SCALE_HEADERS, shapes=((count, out),)),
         }
         return Stored(module=module, out=out, columns=columns, form=form, layout=Awq(), tensors=tensors, ignored={})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AwqRecipe:
+    """The layers of a checkpoint of AWQ."""
+
+    integers: AwqIntegers
+    skipped: Names
+
+    def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
+        """Return how a layer is stored; None where it has plain weights."""
+        if module == HEAD or self.skipped.have(module):
+            return None
+        return self.integers.stored(module, out, columns, scale_dtype)
 
 
 def read_awq(settings: Settings) -> AwqRecipe:
@@ -174,8 +220,9 @@ def read_awq(settings: Settings) -> AwqRecipe:
     settings.one_of("zero_point", (True,), True, "codes without zero points are not read here")
     skipped = settings.names("modules_to_not_convert")
     group = group_of(settings)
+    require_decoder(settings)
     settings.finish(
-        *("quant_method", "backend", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "exllama_config", "format"),
-        *("sym", "desc_act", "pack_dtype", "meta", "checkpoint_format"),
-    )
-    return AwqRecipe(group=group, skipped=Names.read(*skipped))
+        *HARMLESS, "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "format", "sym", "desc_act", "pack_dtype",
+        "checkpoint_format",
+    )  # fmt: skip
+    return AwqRecipe(integers=AwqIntegers(group=group), skipped=Names.read(*skipped))

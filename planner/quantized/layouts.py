@@ -37,7 +37,7 @@ class Gptq:
     stored_zero: int
     """Number that is subtracted from each zero point before it is stored: 1 of ``gptq``, 0 of ``gptq_v2``."""
     symmetric: bool = False
-    """Every zero point is the middle of the codes' range; no tensor has the groups of columns."""
+    """Every zero point is the middle of the codes' range."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

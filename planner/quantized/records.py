@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -28,6 +28,25 @@ class Expected:
     """Names in a safetensors header, any of them."""
     shapes: tuple[tuple[int, ...], ...]
     """Shapes, any of them."""
+    other: str | None = None
+    """Name that it may have instead."""
+
+    @property
+    def digested(self) -> str:
+        """The name for digests, the same whichever it has."""
+        return min(self.name, self.other or self.name)
+
+    def as_named(self, names: Container[str]) -> "Expected":
+        """Return the tensor with the one of its two names that is in ``names``; with its first of both or none."""
+        if self.other is None or self.name in names or self.other not in names:
+            return self
+        return dataclasses.replace(self, name=self.other, other=self.name)
+
+    def renamed(self, rename: Callable[[str], str]) -> "Expected":
+        """Return the tensor by other names."""
+        return dataclasses.replace(
+            self, name=rename(self.name), other=None if self.other is None else rename(self.other)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +74,8 @@ class Stored:
     """With ``ordered``: columns that the image of a device has; None: all."""
     no_bias: Expected | None = None
     """Bias that the checkpoint has and its config has not, as AutoGPTQ writes it: all of it is 0."""
+    neighbours: Expected | None = None
+    """Group of each column, which follow one another: it is read to know that they do."""
     repeats: int = 1
     """Groups of an image for each group of the checkpoint: where devices cut within one, both have its scale."""
 
@@ -70,8 +91,30 @@ class Stored:
     @property
     def read(self) -> tuple[Expected, ...]:
         """Tensors from which images are made."""
-        others = self.alike, self.no_bias
+        others = self.alike, self.no_bias, self.neighbours
         return (*self.tensors.values(), *(tensor for tensor in others if tensor is not None))
+
+    def as_named(self, names: Container[str]) -> "Stored":
+        """Return the layer with tensors by the names that a checkpoint has, of those that they may have."""
+        if all(tensor.other is None for tensor in self.tensors.values()):
+            return self
+        return dataclasses.replace(self, tensors={part: one.as_named(names) for part, one in self.tensors.items()})
+
+    def renamed(self, rename: Callable[[str], str]) -> "Stored":
+        """Return the layer by other names."""
+
+        def other(tensor: Expected | None) -> Expected | None:
+            return None if tensor is None else tensor.renamed(rename)
+
+        return dataclasses.replace(
+            self,
+            module=rename(self.module),
+            tensors={part: tensor.renamed(rename) for part, tensor in self.tensors.items()},
+            ignored={part: tensor.renamed(rename) for part, tensor in self.ignored.items()},
+            alike=other(self.alike),
+            no_bias=other(self.no_bias),
+            neighbours=other(self.neighbours),
+        )
 
     @property
     def inputs(self) -> int:

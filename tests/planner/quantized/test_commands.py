@@ -15,7 +15,7 @@ from planner.images import reader, stream
 from planner.images.compile import compile_plan
 from planner.quantized import Stored
 from planner.quantized.codes import Read
-from planner.quantized.column_order import Sorting, sorted_columns
+from planner.quantized.column_order import Sorting, sorting_of
 from plans import codec
 from plans.ranges import Ranges
 from plans.schema import Inputs, Plan
@@ -93,13 +93,13 @@ def test_columns_are_sorted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """However many blocks of rows a layer's parts are read in; of o, each device has other columns."""
     sorted_layers: Counter[tuple[str, Ranges | None]] = Counter()
 
-    def counted(stored: Stored, read: Read) -> Sorting:
+    def counted(stored: Stored, read: Read) -> Sorting | None:
         sorted_layers[stored.module, stored.share] += 1
-        return sorted_columns(stored, read)
+        return sorting_of(stored, read)
 
     coded, _ = quantized(saved(tmp_path / "base", **SIZES), tmp_path, "sorted-gptq")
     compiled(coded, tmp_path / "plan")
-    monkeypatch.setattr(reader, "sorted_columns", counted)
+    monkeypatch.setattr(reader, "sorting_of", counted)
     monkeypatch.setattr(stream, "BLOCK_BYTES", 256)
     compiled(coded, tmp_path / "blocks")
     assert sorted_layers == dict.fromkeys(sorted_layers, 1)
@@ -107,6 +107,22 @@ def test_columns_are_sorted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for device in ("a", "b"):
         images = [tmp_path / name / f"{device}.safetensors" for name in ("plan", "blocks")]
         assert images[0].read_bytes() == images[1].read_bytes()
+
+
+def test_that_columns_have_the_checkpoints_order_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many blocks of rows a layer's codes are read in."""
+    read_orders: Counter[str] = Counter()
+
+    def counted(stored: Stored, read: Read) -> Sorting | None:
+        read_orders[stored.module] += 1
+        return sorting_of(stored, read)
+
+    coded, _ = quantized(saved(tmp_path / "base", **SIZES), tmp_path, "gptq")
+    monkeypatch.setattr(reader, "sorting_of", counted)
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 256)
+    compiled(coded, tmp_path / "blocks")
+    assert read_orders == dict.fromkeys(read_orders, 1)
+    assert len(read_orders) == 2 * 7
 
 
 def test_plain_rows_and_biases_are_sorted_as_the_columns_that_read_them(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from planner.errors import CheckpointError
 from planner.quantized import Part, Stored, check, read_recipe
 from planner.quantized.codes import Array
-from planner.quantized.column_order import sorted_columns
+from planner.quantized.column_order import sorting_of
 from planner.quantized.converting import Read, rows_of
 from plans.ranges import Range
 from tests.planner.quantized import checkpoints, images, packers
@@ -46,7 +46,7 @@ def reader(tensors: dict[str, Tensor]) -> Read:
 
 def part_rows(stored: Stored, part: Part, span: Range, tensors: dict[str, Tensor]) -> Array:
     read = reader(tensors)
-    return rows_of(stored, part, span, read, None, sorted_columns(stored, read) if stored.sorts else None)
+    return rows_of(stored, part, span, read, None, sorting_of(stored, read))
 
 
 def stored_as(config: dict[str, Any], out: int, columns: int, scales: torch.dtype) -> Stored:
@@ -103,6 +103,21 @@ def test_autoround(bits: int) -> None:
     assert torch.equal(image_values(stored, {k: t for k, t in layer.tensors.items() if k != "g_idx"}), layer.values)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("packing", "less"),
+    [("auto_round:auto_gptq", 1), ("auto_round", 0), ("auto_round:gptqmodel", 0), ("auto_round:auto_awq", None)],
+)
+def test_autoround_with_zero_points(packing: str, less: int | None, bits: int) -> None:
+    """``less``: what AutoRound 0.16 subtracts of a zero point; None: it packs as AWQ, which has 4 bits."""
+    codes = packers.Codes.random(bits, 24, 128, bits=bits if less is not None else 4, group=32, dtype=torch.float16)
+    layer = packers.awq(codes) if less is None else packers.gptq(codes, bits, less)
+    config = {"quant_method": "auto-round", "bits": bits, "group_size": 32, "sym": False, "packing_format": packing}
+    stored = stored_as(config | ({"bits": 4} if less is None else {}), 24, 128, torch.float16)
+    tensors = {name: t for name, t in layer.tensors.items() if name != "g_idx" or packing == "auto_round:gptqmodel"}
+    assert torch.equal(image_values(stored, tensors), layer.values)
+
+
 @given(seed=st.integers(0, 99), out=st.sampled_from([8, 24, 40]), group=st.sampled_from([32, 64, 128]))
 @settings(max_examples=15, deadline=None)
 def test_awq(seed: int, out: int, group: int) -> None:
@@ -125,18 +140,21 @@ def test_fp8_in_blocks(out: int, columns: int, block: tuple[int, int], dtype: to
 
 @pytest.mark.parametrize("shape", [(), (1,)])
 @pytest.mark.parametrize(
-    "config",
+    ("config", "names"),
     [
-        {"quant_method": "fp8", "activation_scheme": "static"},
-        {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]},
+        ({"quant_method": "fp8", "activation_scheme": "static"}, ("weight_scale", "input_scale")),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, ("weight_scale_inv", "activation_scale")),
+        ({"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["lm_head"]}, ("weight_scale", "input_scale")),
     ],
-    ids=["fp8", "modelopt"],
+    ids=["vllm", "transformers", "modelopt"],
 )
-def test_fp8_per_tensor(config: dict[str, Any], shape: tuple[int, ...]) -> None:
+def test_fp8_per_tensor(config: dict[str, Any], names: tuple[str, str], shape: tuple[int, ...]) -> None:
+    """transformers has the names of blocks for a matrix too: those of Mistral's own checkpoints."""
     weight, _, _ = packers.blocks(2, 40, 96, rows=40, group=96, dtype=torch.float32)
     scale = torch.full(shape, 0.0123)
-    tensors = {"weight": weight, "weight_scale": scale, "input_scale": torch.full(shape, 1.5)}
-    values = image_values(stored_as(config, 40, 96, torch.float32), tensors)
+    tensors = {"weight": weight, names[0]: scale, names[1]: torch.full(shape, 1.5)}
+    stored = stored_as(config, 40, 96, torch.float32).as_named({f"{MODULE}.{name}" for name in tensors})
+    values = image_values(stored, tensors)
     assert torch.equal(values, weight.float() * scale.reshape(()))
 
 
@@ -232,7 +250,8 @@ def test_columns_of_each_device_are_sorted_by_groups(
         columns = torch.cat([torch.arange(*span) for span in share or ((0, 256),)])
         order = torch.from_numpy(part_rows(own, "order", (0, own.held_columns), layer.tensors).copy()).flatten()
         assert sorted(order[order >= 0].tolist()) == list(range(len(columns)))
-        assert own.held_columns == (256 if len(columns) == 256 else min(256, (len(columns) + 31 * 256 // group) // 32 * 32))
+        filled = min(256, (len(columns) + 31 * 256 // group) // 32 * 32)
+        assert own.held_columns == (256 if len(columns) == 256 else filled)
         as_stored = dataclasses.replace(own, form=own.image_form, columns=own.held_columns)
         codes, scales, *points = (part_rows(own, part, (0, 24), layer.tensors) for part in own.parts if part != "order")
         found = images.values(as_stored, codes, scales, points[0] if points else None)
@@ -256,6 +275,15 @@ def test_groups_that_compressed_tensors_leaves_open_are_neighbours() -> None:
     stored, layer = sorted_layer(0, 4, 64, compressed=True, zeros=True)
     open_groups = layer.tensors | {"weight_g_idx": torch.full((256,), -1, dtype=torch.int32)}
     assert torch.equal(image_values(stored.folded(), open_groups), codes.values)
+
+
+def test_groups_that_gptq_leaves_open_are_refused() -> None:
+    layer = packers.gptq(packers.Codes.random(0, 24, 256, bits=4, group=64, dtype=torch.float16), 4, 1)
+    tensors = layer.tensors | {"g_idx": torch.full((256,), -1, dtype=torch.int32)}
+    for sorts in (False, True):
+        config = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": sorts}
+        with pytest.raises(CheckpointError, match=r"g_idx\[0\]: found group -1, expected 0"):
+            image_values(stored_as(config, 24, 256, torch.float16), tensors)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

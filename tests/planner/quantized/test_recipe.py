@@ -7,6 +7,7 @@ import pytest
 
 from planner.errors import ConfigError
 from planner.quantized import Recipe, read_recipe
+from planner.quantized.layouts import Gptq
 from planner.quantized.records import check
 from planner.report.models import model_line
 from plans.schema import WeightFormat
@@ -46,6 +47,10 @@ def code(recipe: Recipe, module: str) -> str | None:
         (AUTOROUND, "lm_head", UP),
         (AUTOROUND | {"extra_config": {UP: {"bits": 16}, "lm_head": {"bits": 8}}}, UP, "lm_head"),
         (AWQ | {"modules_to_not_convert": ["self_attn"]}, "model.layers.0.self_attn.q_proj", UP),
+        (
+            GPTQ | {"modules_in_block_to_quantize": [["self_attn.q_proj", "mlp.up_proj"], ["mlp.down_proj"]]},
+            "model.layers.0.mlp.gate_proj", UP,
+        ),
         (FP8 | {"modules_to_not_convert": ["gate"]}, "model.layers.0.mlp.gate", "model.layers.0.mlp.gate_proj"),
         (FP8 | {"ignored_layers": ["model.layers.1"]}, "model.layers.1.mlp.up_proj", "model.layers.10.mlp.up_proj"),
         (GPTQ | {"lm_head": True, "dynamic": {r"-:.*\.down_proj": {}}}, "model.layers.0.mlp.down_proj", "lm_head"),
@@ -122,6 +127,28 @@ def test_exceptions_of_autoround_by_expression() -> None:
         code(read(AUTOROUND | {"extra_config": {".*": {"bits": 8}}}), "lm_head")
 
 
+def test_what_autoround_writes_of_its_run_changes_nothing() -> None:
+    """Its exports as GPTQ and AWQ have keys of its own beside theirs."""
+    own = {
+        "autoround_version": "0.9.0", "amp": True, "batch_size": 8, "block_name_to_quantize": "model.layers",
+        "data_type": "int", "enable_minmax_tuning": True, "enable_norm_bias_tuning": False,
+        "enable_quanted_input": True, "iters": 200, "low_gpu_mem_usage": True, "lr": 0.005, "minmax_lr": 0.005,
+        "nsamples": 512, "provider": "auto-round", "seqlen": 2048, "scale_dtype": "torch.float16", "sym": False,
+        "gradient_accumulate_steps": 1, "to_quant_block_names": "model.layers",
+    }  # fmt: skip
+    for settings in (GPTQ, AWQ):
+        plain, beside = (read(settings | more).stored(UP, 256, 256, "float16") for more in ({}, own))
+        assert plain == beside
+
+
+@pytest.mark.parametrize("packing", ["auto_round", "auto_round:gptqmodel", "auto_round:auto_gptq"])
+def test_a_layer_of_autoround_may_be_symmetric_or_not(packing: str) -> None:
+    extra = {UP: {"sym": True, "bits": 8}, "model.layers.1.mlp.up_proj": {"bits": 16}}
+    recipe = read(AUTOROUND | {"sym": False, "packing_format": packing, "extra_config": extra})
+    found = [recipe.stored(name, 256, 256, "float16") for name in (UP, UP.replace("up", "down"))]
+    assert [isinstance(one.layout, Gptq) and one.layout.symmetric for one in found if one is not None] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
@@ -139,8 +166,11 @@ def test_exceptions_of_autoround_by_expression() -> None:
         (GPTQ | {"dynamic": {"+:x": {"bits": 2}}}, r"dynamic\['\+:x'\]\.bits: found 2"),
         (GPTQ | {"dynamic": []}, r"dynamic: found \[\], expected an object"),
         (GPTQ | {"rotation": "hadamard"}, r"rotation: unknown key"),
-        (AUTOROUND | {"sym": False}, r"sym: found False, expected True: zero points of this layout"),
-        (AUTOROUND | {"packing_format": "auto_round:auto_awq"}, r"packing_format: found 'auto_round:auto_awq'"),
+        (AUTOROUND | {"sym": 0}, r"sym: found 0, expected True or False"),
+        (AUTOROUND | {"packing_format": "auto_round:fp8_static"}, r"packing_format: found 'auto_round:fp8_static'"),
+        (AUTOROUND | {"packing_format": "auto_round:auto_awq", "bits": 8}, r"bits: found 8, expected 4"),
+        (AUTOROUND | {"block_name_to_quantize": "model.visual.blocks"}, r"block_name_to_quantize: found 'model"),
+        (AWQ | {"to_quant_block_names": ["h"]}, r"to_quant_block_names: found \['h'\], expected model\.layers or "),
         (AUTOROUND | {"extra_config": {"lm_head": {"bits": 3}}}, r"extra_config\['lm_head'\]\.bits: found 3"),
         (AUTOROUND | {"extra_config": {"lm_head": 4}}, r"extra_config\['lm_head'\]: found 4, expected an object"),
         (AUTOROUND | {"extra_config": {".*(": {"bits": 8}}}, r"extra_config: found '\.\*\(', expected a regular expr"),
@@ -159,7 +189,8 @@ def test_exceptions_of_autoround_by_expression() -> None:
         (AWQ | {"q_group_size": 64}, r"q_group_size: unknown key"),
         (AWQ | {"lm_head": True}, r"lm_head: found True"),
         (GPTQ | {"lm_head": 1}, r"lm_head: found 1, expected True or False"),
-        (GPTQ | {"modules_in_block_to_quantize": [["mlp.up_proj"]]}, r"modules_in_block_to_quantize: found a list"),
+        (GPTQ | {"modules_in_block_to_quantize": [["mlp.up_proj", 1]]}, r"modules_in_block_to_quantize: found \[\["),
+        (GPTQ | {"modules_in_block_to_quantize": "mlp.up_proj"}, r"modules_in_block_to_quantize: found 'mlp\.up_proj'"),
         (AWQ | {"modules_to_not_convert": "gate"}, r"modules_to_not_convert: found 'gate', expected a list"),
         (FP8 | {"fmt": "e5m2"}, r"fmt: found 'e5m2'"),
         (FP8 | {"scale_fmt": "ue8m0"}, r"scale_fmt"),
