@@ -303,6 +303,7 @@ def _check_device(path: str, device: Device, hosts: tuple[str, ...]) -> Iterator
         if getattr(device, name) < 1:
             yield bad(f"{path}.{name}", getattr(device, name), "at least 1")
     yield from _check_products(path, device)
+    yield from _check_scores(path, device)
     yield from _check_together(path, device)
 
 
@@ -331,6 +332,37 @@ def _check_products(path: str, own: Device | Together) -> Iterator[Violation]:
             yield bad(f"{path}[{i}]", "a product that others make slower", "products on a convex curve")
 
 
+def _check_scores(path: str, own: Device | Together) -> Iterator[Violation]:
+    """Check that times of attention are of rising dims of a head, none longer than in proportion to fewer dims."""
+    scores = None if own.measured is None else own.measured.scores
+    if scores is None:
+        return
+    path = f"{path}.measured.scores"
+    if not scores:
+        yield bad(path, "no time", "at least one, or nothing")
+    dims, ns = 0, 0
+    for i, time in enumerate(scores):
+        if time.head_dim <= dims:
+            yield bad(f"{path}[{i}].head_dim", time.head_dim, f"more than {dims}")
+        elif i and time.ns * dims > ns * time.head_dim:
+            yield bad(f"{path}[{i}].ns", time.ns, f"at most {ns * time.head_dim // dims}, as {dims} dims take {ns}")
+        dims, ns = time.head_dim, time.ns
+
+
+def _check_scores_together(path: str, own: Together, fewer: Device | Together) -> Iterator[Violation]:
+    """Check that attention takes no less time than with fewer devices."""
+    if own.measured is None:
+        return
+    both = [None if rates.measured is None else rates.measured.scores for rates in (own, fewer)]
+    dims = [[time.head_dim for time in scores or ()] for scores in both]
+    if dims[0] != dims[1]:
+        yield bad(f"{path}.measured.scores", f"heads of {dims[0]} dims", f"{dims[1]}, as with fewer devices")
+        return
+    for i, (time, least) in enumerate(zip(*(scores or () for scores in both), strict=True)):
+        if time.ns < least.ns:
+            yield bad(f"{path}.measured.scores[{i}].ns", time.ns, f"at least {least.ns}, the time with fewer devices")
+
+
 def _check_together(path: str, device: Device) -> Iterator[Violation]:
     """Check that a device is no faster the more of them compute."""
     devices = 1
@@ -344,6 +376,8 @@ def _check_together(path: str, device: Device) -> Iterator[Violation]:
             if not 1 <= getattr(own, name) <= most:
                 yield bad(f"{where}.{name}", getattr(own, name), f"from 1 to {most}, the rate with fewer devices")
         yield from _check_products(where, own)
+        yield from _check_scores(where, own)
+        yield from _check_scores_together(where, own, fewer)
         both = ProductRates(bandwidth_bytes_per_s=own.bandwidth_bytes_per_s, flops_per_s=own.flops_per_s)
         if not all(is_below(roofs_of(fewer), rates) for rates in (own.measured.products if own.measured else (both,))):
             yield bad(f"{where}.measured.products", "a product that is faster", "none faster than with fewer devices")

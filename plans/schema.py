@@ -56,6 +56,15 @@ class ProductRates:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreTime:
+    """Time of attention with heads of so many dims."""
+
+    head_dim: int
+    ns: int
+    """Of 1024 scores: of each the product of a query with a key, its weight, and the sum with its value."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MeasuredRates:
     """What more is known of a CPU whose products and steps were measured."""
 
@@ -66,6 +75,11 @@ class MeasuredRates:
     """Time of a row in a layer for every 1024 values of a hidden state: norms, rotation, activation."""
     tree_ns: int
     """Time that a step with a tree takes longer besides its rows: the mask, and the walk along the tree."""
+    stage_ns: int | None = None
+    """Time of a stage besides its layers: the rotation's tables, the mask's rows. None: none."""
+    scores: tuple[ScoreTime, ...] | None = None
+    """Times of attention by rising dims of a head; of others between them in proportion (``plans.cpu_times``). None:
+    a score is as many operations of products as it has, and some more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

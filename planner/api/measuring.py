@@ -3,7 +3,8 @@
 ``calibrate`` gives rates and messages, of devices alone and of several at once. The embedded demo model, whose
 weights take next to no time, is planned on one tensor-parallel group of each such number of devices, compiled and timed
 by ``bench``: what the parts of its steps took beyond what these figures explain is fixed time of a layer, of a
-drafter's pass, and of embedding and lm_head with all that is in no part (``planner.costs.fixed_work``). Of several
+drafter's pass, and of embedding and lm_head with all that is in no part (``planner.costs.fixed_work``). A stage of its
+first layers alone tells the time of a layer from that of a stage. Of several
 runs, spread over the time, the one with the shortest steps counts, as other programs make one longer and none shorter;
 all its parts do, since the shortest times of different steps are less than any step takes. Half of the samples are
 taken before these runs and half behind them: a virtual machine is slower for half a minute, and faster again.
@@ -27,6 +28,7 @@ from planner.api.compiling import compile as compile_images
 from planner.api.planning import plan as plan_model
 from planner.costs.topology import together
 from planner.costs.working_set import step_bytes
+from planner.demo_model import write_shorter
 from planner.errors import DetectionError, InputError
 from planner.hardware.inventory import parse_inventory
 from planner.hardware.measured import (
@@ -52,8 +54,11 @@ CONTEXT = 240
 """Positions that with the tree are a whole number of blocks, as whose rows attention is counted."""
 BENCH = ("--json", "--quiet", "--repeats", "3", "--prompt-tokens", "216", "--max-new-tokens", "24")
 """Positions near the context, whose attention is what is predicted."""
+FEW_LAYERS = 2
+"""Layers of a second model, by whose time that of a layer and that of a stage are told apart."""
 BENCHES = 3
 UNIT_NS = 1_000_000
+Change = Callable[[Device], Device]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +73,8 @@ class Timed:
     """A whole step with a tree."""
     tree_layers: int
     drafter: int
+    few_layers: int
+    """Layers of a plain step of the model's first FEW_LAYERS."""
 
     @property
     def tables(self) -> int:
@@ -114,28 +121,44 @@ def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
 # ---- fixed times ----
 
 
-def demo_steps(at_once: Iterable[int], threads: int) -> dict[int, tuple[Plan, list[Timed]]]:
-    """Return the plan of the demo model on each such number of devices, with the times of some runs, taken in turns.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Steps:
+    """Plans of the demo model on some devices, with the times of some runs of both."""
+
+    whole: Plan
+    few: Plan
+    """Of its first FEW_LAYERS, without a drafter."""
+    runs: list[Timed]
+
+
+def demo_steps(at_once: Iterable[int], threads: int) -> dict[int, Steps]:
+    """Return the plans of the demo model on each such number of devices, with the times of some runs, taken in turns.
 
     Each device has so many threads, whether it computes alone or beside others.
     """
     with tempfile.TemporaryDirectory(prefix="measure-") as name:
-        steps = {count: (demo_plan(Path(name) / f"{count}", count), list[Timed]()) for count in at_once}
+        steps = {}
+        for count in at_once:
+            own = Path(name) / f"{count}"
+            own.mkdir()
+            steps[count] = Steps(whole=demo_plan(own / "whole", count), few=few_plan(own / "few", count), runs=[])
         for _ in range(BENCHES):
-            for count, (_, runs) in steps.items():
+            for count, own_steps in steps.items():
+                own = Path(name) / f"{count}"
                 with _on_cores(count * threads):
-                    runs.append(timed(Path(name) / f"{count}" / "plan"))
+                    own_steps.runs.append(timed(own / "whole" / "plan", own / "few" / "plan"))
     return steps
 
 
 def with_fixed_times(
-    computing: Sequence[Computing], link: MeasuredLink | None, steps: Mapping[int, tuple[Plan, Sequence[Timed]]]
+    computing: Sequence[Computing], link: MeasuredLink | None, steps: Mapping[int, Steps]
 ) -> list[Computing]:
     """Return the figures with overheads and passes, of steps of the demo model on as many devices."""
     explained = []
     for own in computing:
-        plan, runs = steps[own.devices]
-        explained.append(_fixed_times(own, priced(plan, computing, link), runs))
+        steps_of = steps[own.devices]
+        whole, few = (priced(plan, computing, link) for plan in (steps_of.whole, steps_of.few))
+        explained.append(_fixed_times(own, whole, few, steps_of.runs))
     return explained
 
 
@@ -152,31 +175,48 @@ def _on_cores(count: int) -> Iterator[None]:
 
 def demo_plan(directory: Path, devices: int) -> Plan:
     """Plan and compile the demo model into ``directory``/plan, on one group of so many CPUs; return the plan."""
-    directory.mkdir()
+    return _planned(directory, devices, None, TREE)
+
+
+def few_plan(directory: Path, devices: int) -> Plan:
+    """Do the same with the model's first FEW_LAYERS and no drafter."""
+    model = directory / "model"
+    model.mkdir(parents=True)
+    write_shorter(model, FEW_LAYERS)
+    return _planned(directory, devices, model, None)
+
+
+def _planned(directory: Path, devices: int, model: Path | None, tree: Tree | None) -> Plan:
+    directory.mkdir(exist_ok=True)
     # Dividing is the best plan on devices that are as slow as this.
     slow = {"type": "cpu", "memory": "1 GiB", "bandwidth": "10 MB/s", "flops": "10 MFLOP/s"}
     inventory = directory / "inventory.yaml"
     host = {"name": "box0", "devices": [{"id": f"cpu{number}"} | slow for number in range(devices)]}
     inventory.write_text(dump_yaml({"hosts": [host]}))
-    result = plan_model(inventory=inventory, tree=TREE, context=CONTEXT)
+    result = plan_model(model, inventory=inventory, tree=tree, context=CONTEXT)
     result.write(directory / "plan")
-    compile_images(directory / "plan")
+    compile_images(directory / "plan", model=model)
     return result.plan
 
 
-def timed(directory: Path) -> Timed:
-    """Return the times of a plan with one stage."""
-    plain, eagle = (
-        {row["name"]: row["best_ns"] for row in (*mode["phases"], *mode["parts"])}
-        for mode in _output("bench", str(directory), *BENCH)["modes"]
-    )
+def timed(whole: Path, few: Path) -> Timed:
+    """Return the times of the plans of the whole model and of a few of its layers, each with one stage."""
+    plain, eagle = _best_ns(whole)
+    (short,) = _best_ns(few)
     return Timed(
         plain=plain["step"],
         layers=plain["stages[0]"],
         eagle=eagle["step"],
         tree_layers=eagle["stages[0]"],
         drafter=eagle["draft"],
+        few_layers=short["stages[0]"],
     )
+
+
+def _best_ns(directory: Path) -> list[dict[str, int]]:
+    """Return the times of a plan's phases and parts in each mode."""
+    modes = _output("bench", str(directory), *BENCH)["modes"]
+    return [{row["name"]: row["best_ns"] for row in (*mode["phases"], *mode["parts"])} for mode in modes]
 
 
 def priced(plan: Plan, computing: Sequence[Computing], link: MeasuredLink | None) -> Plan:
@@ -190,15 +230,24 @@ def priced(plan: Plan, computing: Sequence[Computing], link: MeasuredLink | None
     return replace(plan, inventory=replace(listed, devices=tuple(replace(own, together=None) for own in at_work)))
 
 
-def _fixed_times(own: Computing, plan: Plan, runs: Sequence[Timed]) -> Computing:
+def _fixed_times(own: Computing, whole: Plan, few: Plan, runs: Sequence[Timed]) -> Computing:
     """Return figures with the fixed times by which steps take what was measured: of each mode the fastest run."""
     plain, eagle = (min(runs, key=attrgetter(mode)) for mode in ("plain", "eagle"))
-    fastest = replace(eagle, plain=plain.plain, layers=plain.layers)
-    times, of_runs = _explaining(plan, fastest), zip(*(_explaining(plan, run) for run in runs), strict=True)
-    overhead, table, drafter, tree = (
-        Figure(value=ns, spread=_spread(others)) for ns, others in zip(times, of_runs, strict=True)
+    shortest = min(run.few_layers for run in runs)
+    fastest = replace(eagle, plain=plain.plain, layers=plain.layers, few_layers=shortest)
+    of_runs = [_explaining(whole, few, run) for run in runs]
+    figures = {
+        name: Figure(value=ns, spread=_spread([times[name] for times in of_runs]))
+        for name, ns in _explaining(whole, few, fastest).items()
+    }
+    return replace(
+        own,
+        overhead=figures["overhead"],
+        stage=figures["stage"],
+        table=figures["table"],
+        drafter_pass=figures["pass"],
+        tree=figures["tree"],
     )
-    return replace(own, overhead=overhead, table=table, drafter_pass=drafter, tree=tree)
 
 
 def _spread(values: Sequence[int]) -> int:
@@ -207,13 +256,42 @@ def _spread(values: Sequence[int]) -> int:
     return round(third - first)
 
 
-def _explaining(plan: Plan, measured: Timed) -> tuple[int, int, int, int]:
-    """Return the fixed times by which a step takes what was measured: of a layer, a table, a pass and a tree."""
-    overhead = _explained(plan, _layers_ns, lambda device, ns: replace(device, overhead_ns=ns), measured.layers)
-    table = _explained(plan, _tables_ns, lambda device, ns: replace(device, table_ns=ns), measured.tables)
-    known = _with(plan, lambda device: replace(device, overhead_ns=overhead, table_ns=table))
-    drafter = _explained(known, _drafter_ns, lambda device, ns: replace(device, pass_ns=ns), measured.drafter)
-    return overhead, table, drafter, max(0, measured.tree_tables - _tree_tables_ns(known))
+def _explaining(whole: Plan, few: Plan, measured: Timed) -> dict[str, int]:
+    """Return the fixed times by which a step takes what was measured; a layer has no part of what a stage takes."""
+
+    def of_whole(part_ns: Callable[[Plan], int]) -> Callable[[Change], int]:
+        return lambda changed: part_ns(_with(whole, changed))
+
+    def more_ns(changed: Change) -> int:
+        return _layers_ns(_with(whole, changed)) - _layers_ns(_with(few, changed))
+
+    overhead = min(
+        _explained(more_ns, _with_overhead, measured.layers - measured.few_layers),
+        _explained(of_whole(_layers_ns), _with_overhead, measured.layers),
+    )
+    whole = _with(whole, lambda device: _with_overhead(device, overhead))
+    stage = _explained(of_whole(_layers_ns), _with_stage, measured.layers)
+    table = _explained(of_whole(_tables_ns), _with_table, measured.tables)
+    whole = _with(whole, lambda device: _with_stage(_with_table(device, table), stage))
+    drafter = _explained(of_whole(_drafter_ns), _with_pass, measured.drafter)
+    tree = max(0, measured.tree_tables - _tree_tables_ns(whole))
+    return {"overhead": overhead, "stage": stage, "table": table, "pass": drafter, "tree": tree}
+
+
+def _with_overhead(device: Device, ns: int) -> Device:
+    return replace(device, overhead_ns=ns)
+
+
+def _with_stage(device: Device, ns: int) -> Device:
+    return device if device.measured is None else replace(device, measured=replace(device.measured, stage_ns=ns))
+
+
+def _with_table(device: Device, ns: int) -> Device:
+    return replace(device, table_ns=ns)
+
+
+def _with_pass(device: Device, ns: int) -> Device:
+    return replace(device, pass_ns=ns)
 
 
 def _layers_ns(plan: Plan) -> int:
@@ -234,10 +312,12 @@ def _drafter_ns(plan: Plan) -> int:
     return draft_ns(plan, plan.options)
 
 
-def _explained(plan: Plan, part_ns: Callable[[Plan], int], changed: Callable[..., Device], measured_ns: int) -> int:
-    """Return the ns of a figure of all devices by which a part, linear in it, takes what was measured."""
-    none, some = (part_ns(_with(plan, partial(changed, ns=ns))) for ns in (0, UNIT_NS))
-    return max(0, measured_ns - none) * UNIT_NS // (some - none)
+def _explained(part_ns: Callable[[Change], int], figure: Callable[..., Device], measured_ns: int) -> int:
+    """Return the ns of a figure of all devices by which a part, linear in it, takes what was measured; 0 where it has
+    no part in it.
+    """
+    none, some = (part_ns(partial(figure, ns=ns)) for ns in (0, UNIT_NS))
+    return max(0, measured_ns - none) * UNIT_NS // (some - none) if some > none else 0
 
 
 def _with(plan: Plan, changed: Callable[[Device], Device]) -> Plan:

@@ -11,6 +11,7 @@ from math import prod
 
 from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY
 from planner.integers import PS_PER_NS, PS_PER_S, ceil_div, rounds
+from plans.cpu_times import scores_ps
 from plans.roofs import roofs_of
 from plans.schema import Device, Link
 
@@ -24,19 +25,26 @@ SCORE_FLOPS = 150
 """Operations of products in whose time a CPU does what a score of attention takes beside its own: exponential, sum,
 mask. On one core with AVX2, 16 rows, 62 GFLOP/s of bfloat16, a score took 4.2, 6.9 and 12.4 ns with heads of 24, 64 and
 128 dims, whose 4 operations per dim take 1.5, 4.1 and 8.3."""
+SCORE_DIM_FLOPS = 4
+"""Operations of a score for every dim of its head: a product with the key, and the sum with the value."""
 
 
-def share_ps(device: Device, traffic_bytes: int, flops: int, scores: int = 0) -> int:
+def share_ps(device: Device, traffic_bytes: int, flops: int, scores: int = 0, head_dim: int = 0) -> int:
     """Time in ps in which ``device`` reads ``traffic_bytes`` and performs ``flops``.
 
-    ``scores``: of attention, where products were measured each with the time of SCORE_FLOPS beside its own.
+    ``scores``: of attention with heads of so many dims, whose operations are among ``flops``; where they were measured
+    they take what they took instead, and where products alone were, each the time of SCORE_FLOPS beside its own.
     """
-    if device.measured is not None:
+    attention_ps = 0
+    if device.measured is not None and device.measured.scores is None:
         flops += scores * SCORE_FLOPS
+    elif device.measured is not None and device.measured.scores is not None and scores:
+        flops -= SCORE_DIM_FLOPS * scores * head_dim
+        attention_ps = scores_ps(device.measured.scores, scores, head_dim)
     (bytes_part, bytes_whole), (flops_part, flops_whole) = BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY
     nominal_bytes, nominal_flops = traffic_bytes * bytes_whole * flops_part, flops * flops_whole * bytes_part
     divided = bytes_part * flops_part
-    return max(
+    return attention_ps + max(
         ceil_div((nominal_bytes * p + nominal_flops * q) * PS_PER_S, divisor * divided)
         for p, q, divisor in roofs_of(device)
     )

@@ -15,7 +15,7 @@ from math import prod
 from planner.costs import memory
 from planner.costs.coded import order_bytes, read_bytes
 from planner.costs.fixed_work import CAPTURED, Kernels
-from planner.costs.roofline import Tier, all_gather_ns, all_reduce_ns, share_ps, touched_bytes
+from planner.costs.roofline import SCORE_DIM_FLOPS, Tier, all_gather_ns, all_reduce_ns, share_ps, touched_bytes
 from planner.integers import PS_PER_NS, ceil_div
 from plans import slots
 from plans.buffers import (
@@ -73,12 +73,14 @@ class Work:
     flops: int
     scores: int = 0
     """Scores of attention: rows times positions times query heads, each with work of its own on a CPU."""
+    head_dim: int = 0
+    """Dims of a head that each score is of; ``flops`` has SCORE_DIM_FLOPS operations for each."""
 
     def ns(self, device: Device) -> int:
         return ceil_div(self.ps(device), PS_PER_NS)
 
     def ps(self, device: Device) -> int:
-        return share_ps(device, self.traffic_bytes, self.flops, self.scores)
+        return share_ps(device, self.traffic_bytes, self.flops, self.scores, self.head_dim)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,8 +130,9 @@ def attention_work(attention: Attention, sizes: Pass, share: KvShare, cache_byte
     weights += order_bytes(attention.qkv_format, sizes.inputs) + order_bytes(form, out)
     return Work(
         traffic_bytes=weights + cache_bytes,
-        flops=2 * rows * parameters + 4 * rows * keys * wide,
+        flops=2 * rows * parameters + SCORE_DIM_FLOPS * rows * keys * wide,
         scores=rows * keys * heads,
+        head_dim=wide // heads if heads else 0,
     )
 
 
@@ -404,6 +407,7 @@ class DraftShares:
                 traffic_bytes=sum(layer.traffic_bytes for layer in layers) + fc * sizes.width,
                 flops=sum(layer.flops for layer in layers) + 2 * sizes.rows * fc,
                 scores=sum(layer.scores for layer in layers),
+                head_dim=layers[0].head_dim,
             )
 
         return cache(work)

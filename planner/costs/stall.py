@@ -56,6 +56,8 @@ def _layers_ns(plan: Plan, stage: Stage, member: int, device: Device) -> int:
                 Work(
                     traffic_bytes=attention.traffic_bytes + router.traffic_bytes + units * unit.traffic_bytes,
                     flops=attention.flops + router.flops + units * unit.flops,
+                    scores=attention.scores,
+                    head_dim=attention.head_dim,
                 ).ns(device)
             )
             layer += 1

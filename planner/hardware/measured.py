@@ -9,11 +9,12 @@ Samples are what ``python -m runtime calibrate`` prints, times in ns of products
     together    rates and overhead while 2, 4, ... and all devices of the machine compute at once
     cached      rates of weights of so many bytes in all, which stay in a cache from one step to the next
     bandwidth   bytes of the weights of a product of one row / time, by dtype
+    scores      of attention, ns for every 1024, by dtype and the dims of a head
     rates       floating-point operations of a product / time, by dtype and rows (1, 4, 6, 8, 16 and 60)
     row         of a row in a layer besides its products, for every 1024 values of a hidden state
-    overhead    of a layer, ``pass`` of a drafter's pass, ``table`` of embedding and lm_head, and ``tree`` of a step
-                with one, by which the parts of plain and EAGLE steps of a small plan take what
-                they took (``planner.api.measuring``)
+    overhead    of a layer, ``stage`` of a stage besides its layers, ``pass`` of a drafter's pass, ``table`` of
+                embedding and lm_head, and ``tree`` of a step with one, by which the parts of plain and EAGLE steps of
+                a small plan take what they took (``planner.api.measuring``)
     groups      all-reduce of a short message, by the size of the group
     latency     of a short message to a process that sleeps, as those of other stages do
     bandwidth   of links: 2 (n - 1) / n of the bytes that a longer message has more / the time that it takes more
@@ -54,6 +55,8 @@ class Rates:
     """Bytes/s."""
     products: Mapping[int, Figure]
     """Operations per second, by rows; of more than one row at least one."""
+    scores: Mapping[int, Figure] | None = None
+    """Ns of 1024 scores of attention, by the dims of a head; None: not measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +88,8 @@ class Computing:
     """Ns of ``MeasuredRates.row_ns``; None: as with fewer devices."""
     tree: Figure | None = None
     """Ns of ``MeasuredRates.tree_ns``; None: as with fewer devices."""
+    stage: Figure | None = None
+    """Ns of ``MeasuredRates.stage_ns``; None: as with fewer devices."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +104,7 @@ class MeasuredLink:
     """Ns of an all-reduce of a short message, by members."""
 
 
-FIXED = ("overhead", "pass", "table", "row", "tree")
+FIXED = ("overhead", "pass", "table", "row", "tree", "stage")
 """Fields of fixed times."""
 COMPUTING = (*FIXED, *DTYPE_BYTES, "cached")
 """Fields of a device while some number of them compute."""
@@ -128,21 +133,22 @@ def rates_of(samples: Mapping[str, Any]) -> tuple[Computing, ...]:
     return tuple(
         Computing(
             devices=int(devices),
-            rates=_rates_of(by_held["memory"], samples["values"]["memory"]),
+            rates=_rates_of(by_held["memory"], samples["values"]["memory"], samples["scores_ns"][devices]),
             row=time_of(samples["rows_ns"][devices]),
             cached=Cached(
-                nbytes=samples["cached_bytes"], rates=_rates_of(by_held["cached"], samples["values"]["cached"])
+                nbytes=samples["cached_bytes"], rates=_rates_of(by_held["cached"], samples["values"]["cached"], {})
             ),
         )
         for devices, by_held in sorted(samples["products_ns"].items(), key=lambda own: int(own[0]))
     )
 
 
-def _rates_of(times: Mapping[str, Any], values: int) -> dict[str, Rates]:
+def _rates_of(times: Mapping[str, Any], values: int, scores: Mapping[str, Any]) -> dict[str, Rates]:
     return {
         dtype: Rates(
             bandwidth=rate_of(values * DTYPE_BYTES[dtype], by_rows["1"]),
             products={int(rows): rate_of(2 * int(rows) * values, times_ns) for rows, times_ns in by_rows.items()},
+            scores={int(dims): time_of(own) for dims, own in scores[dtype].items()} if dtype in scores else None,
         )
         for dtype, by_rows in times.items()
     }
@@ -176,7 +182,7 @@ def device_data(measured: Sequence[Computing]) -> dict[str, Any]:
 
 
 def _computing_data(own: Computing) -> dict[str, Any]:
-    values = (own.overhead, own.drafter_pass, own.table, own.row, own.tree)
+    values = (own.overhead, own.drafter_pass, own.table, own.row, own.tree, own.stage)
     times = dict(zip(FIXED, values, strict=True))
     fixed = {name: _data(units.DURATION, time) for name, time in times.items() if time is not None}
     if own.cached is None:
@@ -191,8 +197,13 @@ def _rates_data(rates: Mapping[str, Rates]) -> dict[str, Any]:
             "bandwidth": _data(units.BANDWIDTH, own.bandwidth),
             "rates": [{"rows": rows} | _data(units.RATE, product) for rows, product in sorted(own.products.items())],
         }
+        | ({} if own.scores is None else {"scores": _scores_data(own.scores)})
         for dtype, own in rates.items()
     }
+
+
+def _scores_data(scores: Mapping[int, Figure]) -> list[dict[str, Any]]:
+    return [{"head_dim": dims} | _data(units.DURATION, own) for dims, own in sorted(scores.items())]
 
 
 def link_data(link: MeasuredLink) -> dict[str, Any]:
@@ -232,13 +243,21 @@ def _refuse_without_alone(measured: Sequence[Computing], path: str) -> None:
 
 
 def _refuse_other_rows(measured: Sequence[Computing], path: str) -> None:
-    """Raise InventoryError where rates of a dtype are of products of other rows than those before."""
+    """Raise InventoryError where rates of a dtype are of products of other rows than those before, or scores of heads
+    with other dims.
+    """
     known: dict[str, list[int]] = {}
+    dims: dict[str, list[int]] = {}
     for own in measured:
         for dtype, rates in (*own.rates.items(), *(own.cached.rates.items() if own.cached else ())):
             rows = sorted(rates.products)
             if rows != known.setdefault(dtype, rows):
                 raise InventoryError(f"{path}: {dtype}: found rates of {rows} rows, expected {known[dtype]} everywhere")
+        for dtype, rates in own.rates.items():
+            of_heads = sorted(rates.scores or ())
+            if of_heads != dims.setdefault(dtype, of_heads):
+                expected = f"{dims[dtype]}, with any number of devices"
+                raise InventoryError(f"{path}: {dtype}: found scores of heads of {of_heads} dims, expected {expected}")
 
 
 def _computing(fields: Mapping[str, Any], devices: int, path: str) -> Computing:
@@ -252,6 +271,7 @@ def _computing(fields: Mapping[str, Any], devices: int, path: str) -> Computing:
         table=fixed.get("table"),
         row=fixed.get("row"),
         tree=fixed.get("tree"),
+        stage=fixed.get("stage"),
     )
 
 
@@ -274,12 +294,16 @@ def parse_link(data: Any, path: str) -> MeasuredLink:
 
 
 def _rates(data: Any, path: str) -> Rates:
-    fields = mapping(data, f"{path}.", ("bandwidth", "rates"), "a mapping with bandwidth and rates")
+    fields = mapping(data, f"{path}.", ("bandwidth", "rates", "scores"), "a mapping with bandwidth and rates")
     products = _numbered(fields.get("rates"), units.RATE, f"{path}.rates", "rows")
     if max(products, default=1) == 1:
         found = "that of 1 row alone" if products else "no rate"
         raise InventoryError(f"{path}.rates: found {found}, expected at least one of more rows: add it")
-    return Rates(bandwidth=_figure(fields.get("bandwidth"), units.BANDWIDTH, f"{path}.bandwidth"), products=products)
+    scores = _numbered(fields["scores"], units.DURATION, f"{path}.scores", "head_dim") if "scores" in fields else None
+    if scores is not None and not scores:
+        raise InventoryError(f"{path}.scores: found no time, expected at least one: add it, or remove the field")
+    bandwidth = _figure(fields.get("bandwidth"), units.BANDWIDTH, f"{path}.bandwidth")
+    return Rates(bandwidth=bandwidth, products=products, scores=scores)
 
 
 def _numbered(data: Any, quantity: units.Quantity, path: str, key: str) -> dict[int, Figure]:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY, nominal
-from planner.hardware.measured import Computing, Rates
+from planner.hardware.measured import Computing, Figure, Rates
 from plans.check_inputs import natural_key
-from plans.cpu_times import pass_ns, table_ns
+from plans.cpu_times import pass_ns, stage_ns, table_ns
 from plans.dtypes import DTYPE_BYTES
 from plans.roofs import is_below, roof_of
-from plans.schema import Device, DType, Host, Inventory, Link, MeasuredRates, ProductRates, Together
+from plans.schema import Device, DType, Host, Inventory, Link, MeasuredRates, ProductRates, ScoreTime, Together
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,12 +100,20 @@ def _measured(own: Computing, otherwise: Together, dtype: DType, weights_bytes: 
     if rates is not None:
         products = _products(rates, DTYPE_BYTES[dtype])
         bandwidth, flops = products[0].bandwidth_bytes_per_s, products[-1].flops_per_s
-        more = MeasuredRates(products=products, row_ns=more.row_ns if more else 0, tree_ns=more.tree_ns if more else 0)
+        more = MeasuredRates(
+            products=products,
+            row_ns=more.row_ns if more else 0,
+            tree_ns=more.tree_ns if more else 0,
+            stage_ns=more.stage_ns if more else None,
+            scores=more.scores if more else None,
+        )
     if more is not None:
         more = replace(
             more,
             row_ns=more.row_ns if own.row is None else own.row.value,
             tree_ns=more.tree_ns if own.tree is None else own.tree.value,
+            stage_ns=more.stage_ns if own.stage is None else own.stage.value,
+            scores=_scores(own.rates[dtype].scores) if dtype in own.rates else more.scores,
         )
     return Together(
         devices=own.devices,
@@ -133,6 +141,17 @@ def _products(rates: Rates, width: int) -> tuple[ProductRates, ...]:
             read = min(nominal(measured * width // (2 * rows), BANDWIDTH_EFFICIENCY), read)
             products.append(ProductRates(bandwidth_bytes_per_s=max(1, read), flops_per_s=flops))
     return tuple(products)
+
+
+def _scores(scores: Mapping[int, Figure] | None) -> tuple[ScoreTime, ...] | None:
+    """Return times of attention by rising dims of a head, of which more take no longer than in proportion: heads that
+    are divided take no less in all than they took whole.
+    """
+    times: list[ScoreTime] = []
+    for dims, figure in sorted((scores or {}).items()):
+        most = figure.value if not times else times[-1].ns * dims // times[-1].head_dim
+        times.append(ScoreTime(head_dim=dims, ns=min(figure.value, most)))
+    return tuple(times) or None
 
 
 def _with_convex_products(own: Together) -> Together:
@@ -171,6 +190,8 @@ def _no_faster(rates: list[Together]) -> list[Together]:
                 products=tuple(_slower(*pair) for pair in same_rows),
                 row_ns=max(measured.row_ns, before.measured.row_ns),
                 tree_ns=max(measured.tree_ns, before.measured.tree_ns),
+                stage_ns=None if measured.stage_ns is None else max(stage_ns(before), measured.stage_ns),
+                scores=_no_shorter(measured.scores, before.measured.scores),
             )
         kept.append(
             Together(
@@ -184,6 +205,15 @@ def _no_faster(rates: list[Together]) -> list[Together]:
             )
         )
     return kept
+
+
+def _no_shorter(
+    scores: tuple[ScoreTime, ...] | None, least: tuple[ScoreTime, ...] | None
+) -> tuple[ScoreTime, ...] | None:
+    """Return times of attention, none below that with the same dims in ``least``."""
+    if scores is None or least is None:
+        return least
+    return tuple(replace(own, ns=max(own.ns, other.ns)) for own, other in zip(scores, least, strict=True))
 
 
 def _slower(one: ProductRates, other: ProductRates) -> ProductRates:

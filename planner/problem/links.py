@@ -21,6 +21,16 @@ NOTHING = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
 """Cost of receiving nothing, as the first block of the chain does."""
 
 
+def later(receive: Receive, ns: int) -> Receive:
+    """Return the cost of receiving and of fixed work of so many ns behind it."""
+    return Receive(
+        same_ns=receive.same_ns + ns,
+        inside_ns=receive.inside_ns + ns,
+        near_ns=receive.near_ns + ns,
+        far_ns=receive.far_ns + ns,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Links:
     """Times of collectives, hops and fixed work, in ns; devices are indices in inventory order."""

@@ -20,7 +20,7 @@ from planner.problem.stage_groups import layer_ns
 from planner.problem.usable import usable_inventory
 from planner.problem.vocab_blocks import fixed_embed_ns, fixed_head_ns, row_unit
 from planner.solver.certify import layer_ps, received_ns, slowest_ns
-from plans import step
+from plans import cpu_times, step
 from plans.kv import kv_shares
 from plans.schema import Draft, Options, Plan, Run, Stage
 from plans.step import layer_class
@@ -133,7 +133,7 @@ class _Placed:
             kind = next(n for n, k in enumerate(kinds) if (k.attention, k.mlp) == (found.attention, found.mlp))
             runs[kind].append(run)
             layer += run.num_layers
-        total = 0
+        total = self.links.fixed_ns(members, cpu_times.stage_ns)
         for kind, own in runs.items():
             fixed_ns = layer_ns(self.shares, self.links, members, kind)
             divided_ns = sum(run.num_layers * (fixed_ns + self._attention_ns(stage, kind, run)) for run in own)

@@ -19,10 +19,10 @@ from planner.problem.kv_splits import (
     rotary_pairs,
     sizes_of,
 )
-from planner.problem.links import Links
+from planner.problem.links import Links, later
 from planner.problem.quantum import Quanta
 from planner.solver.problem import Group, Split
-from plans import step
+from plans import cpu_times, step
 from plans.kv import KvDivision, KvShare
 from plans.schema import Attention, Inventory, KvAxis, Options
 
@@ -49,8 +49,9 @@ class StageGroups:
             site = device_set.hosts[0]
             if len(device_set.hosts) > 1:
                 site, sites = sites, sites + 1
-            hop = self.links.receive(device_set, hop_bytes)
-            first = self.links.receive(device_set, hidden_bytes)
+            stage_ns = self.links.fixed_ns(device_set.devices, cpu_times.stage_ns)
+            hop = later(self.links.receive(device_set, hop_bytes), stage_ns)
+            first = later(self.links.receive(device_set, hidden_bytes), stage_ns)
             quantum_ns = self.quanta.ns(device_set.devices)
             slowed_ps = self.links.slowed_ps(
                 device_set.devices, [self.shares.unit(kind).ps for kind in range(len(self.shares.kinds))]

@@ -19,7 +19,20 @@ from typing import TypeVar
 
 import torch
 
-from runtime.calibration.rates import BYTES, HELD, SAMPLE_ROWS, Held, Products, Span, Spans, products_of
+from plans.cpu_times import SCORES
+from runtime.calibration.rates import (
+    BYTES,
+    HELD,
+    NAMES,
+    ROW_ROWS,
+    Held,
+    Products,
+    ScoreSpans,
+    Span,
+    Spans,
+    products_of,
+    scores,
+)
 from runtime.comm.shared_memory import SharedGroup, SharedMemory, unnamed_memory
 from runtime.errors import MachineError
 from runtime.model import ops
@@ -67,6 +80,8 @@ class Samples:
     end."""
     rows_ns: dict[int, list[int]]
     """By the processes at once: time of a row in a layer besides products, as ``products_ns`` has theirs."""
+    scores_ns: dict[int, dict[str, dict[int, list[int]]]]
+    """By the processes at once, dtype and dims of a head: time of SCORES scores of attention, as ``rows_ns``."""
     sums: tuple[Sum, ...]
     message_ns: list[int]
     """Until a short message is with a process that sleeps: the least of each round. None with one process."""
@@ -125,12 +140,15 @@ def measure(processes: int, within_s: int) -> Samples:
         products_ns=slowest,
         rows_ns={
             at_once: [
-                ns // SAMPLE_ROWS
+                ns // ROW_ROWS
                 for ns in _least(
                     [[own.rows[at_once] for own in rounds] for rounds in results[:at_once]], _time(at_once, cores)
                 )
             ]
             for at_once in slowest
+        },
+        scores_ns={
+            at_once: {name: _scores(results[:at_once], (at_once, name), cores) for name in NAMES} for at_once in slowest
         },
         sums=sums,
         message_ns=[min(own.messages) for own in results[1]] if processes > 1 else [],
@@ -150,6 +168,8 @@ class _Round:
     """By the processes at once that this one is among."""
     rows: dict[int, list[Span]]
     """The same, of rows besides products."""
+    scores: dict[int, ScoreSpans]
+    """The same, of attention."""
     sums: dict[tuple[int, int], list[int]]
     """By members and bytes, of the groups that the process is in."""
     messages: list[int]
@@ -181,6 +201,19 @@ def _slowest(results: Sequence[Sequence[_Round]], of: tuple[int, Held, str], cor
             for ns in _least([[own[rows] for own in rounds] for rounds in spans], _time(at_once, cores))
         ]
         for rows in spans[0][0]
+    }
+
+
+def _scores(results: Sequence[Sequence[_Round]], of: tuple[int, str], cores: int) -> dict[int, list[int]]:
+    """Return by dims of a head the least time of each round of SCORES scores on all processes."""
+    at_once, name = of
+    spans = [[own.scores[at_once][name] for own in rounds] for rounds in results]
+    return {
+        dims: [
+            ns * SCORES // scores()
+            for ns in _least([[own[dims] for own in rounds] for rounds in spans], _time(at_once, cores))
+        ]
+        for dims in spans[0][0]
     }
 
 
@@ -222,19 +255,21 @@ def _serve(
     products.samples(together.wait, 1)  # warms up
     rounds = list[_Round]()
     while not ended.is_set():
-        own, rows, sums = dict[int, Spans](), dict[int, list[Span]](), dict[tuple[int, int], list[int]]()
+        own, rows, scored = dict[int, Spans](), dict[int, list[Span]](), dict[int, ScoreSpans]()
+        sums = dict[tuple[int, int], list[int]]()
         for computing in at_once(together.parties):
             together.wait()
             if rank < computing:
                 ready = partial(_meet, groups.get(computing))
                 own[computing], rows[computing] = products.samples(ready), products.row_samples(ready)
+                scored[computing] = products.score_samples(ready)
         for members, barrier in barriers.items():
             together.wait()
             for nbytes, time_ns in _sums(groups[members], barrier) if members in groups else ():
                 sums.setdefault((members, nbytes), []).append(time_ns)
         together.wait()
         messages = list(_messages(groups[2], rank)) if 2 in groups else []
-        rounds.append(_Round(products=own, rows=rows, sums=sums, messages=messages))
+        rounds.append(_Round(products=own, rows=rows, scores=scored, sums=sums, messages=messages))
         late = len(rounds) >= LEAST_ROUNDS and time.monotonic() > ends - (1 - PART_OF_ROUNDS) * within_s
         if rank == 0 and (late or len(rounds) == ROUNDS):
             ended.set()

@@ -1,9 +1,11 @@
 """Products of a few rows with weights that no cache holds and with some that one does, in the dtypes of plans.
 
-A sample is one product of many rows with a piece of the weights, or several of few rows, which takes a tenth of a
-millisecond to a few: long beside the time by which processes begin apart, and on a busy machine, too, most samples end
-before another program gets the core. Pieces are taken in turn, so that each is out of the caches when it comes again;
-those of the ``cached`` set are few enough to stay, and are read once before they are timed.
+A sample is some products with different pieces of the weights, as those of a few layers are, without the time of the
+interpreter for each, which whole layers do not take. It takes one to some milliseconds: long beside the time by which
+processes begin apart, and on a busy machine, too, many samples end before another program gets the core. Pieces are
+taken in turn, so that each is out of the caches when it comes again; those of the ``cached`` set are few enough to
+stay, and are read once before they are timed. Attention is timed with a cache of some hundred positions, for heads of
+several dims: part of a vector costs more than a whole one.
 """
 
 import time
@@ -28,18 +30,31 @@ INPUTS: dict[Held, int] = {"memory": 1024, "cached": 256}
 """Of a piece: models that a cache holds have narrow matrices, and products with these are slower."""
 BYTES: dict[Held, int] = {"memory": 96 << 20, "cached": 20 << 20}
 """All pieces of a dtype: several times the caches of two cores, and a small model with its drafter."""
-TURNS = 3
+TURNS = 2
 """Samples of each product in a round; the least of them counts."""
-SAMPLE_ROWS = 16
-"""Rows that the products of a sample have in all, or more."""
+SAMPLE_ROWS = 96
+"""Rows that the products of a sample have in all, or more, within LEAST_PRODUCTS and MOST_PRODUCTS."""
+LEAST_PRODUCTS, MOST_PRODUCTS = 8, 24
+"""Products of a sample: as many as those of some layers, whose sum the fastest step has, and not the fastest product of
+many alone, which is up to a seventh shorter."""
+CALLS, CALL_VALUES = 20, 16
+"""Calls of a product with so many inputs and outputs, of which the shortest is the time of a call."""
+ROW_ROWS = 16
+"""Rows whose work besides products is timed."""
 ROW_DTYPE = "bfloat16"
 ROW_VALUES = 1024
 """Values of a hidden state of the rows whose work besides products is timed: two norms, the gated channels, and the
 rotation of queries and keys with the attention of the rows to each other."""
+SCORE_DIMS = (24, 32, 64, 128)
+"""Dims of the heads whose attention is timed: of the embedded model, which leave part of a long vector empty, and of
+most others."""
+SCORE_ROWS, SCORE_POSITIONS, SCORE_HEADS, SCORE_KV_HEADS = 16, 256, 8, 4
 CHANNELS, HEADS, KV_HEADS = 3 * ROW_VALUES, 16, 4
 
 Span = tuple[int, int]
 """Begin and end in ns, by the clock that all processes of a machine have."""
+ScoreSpans = dict[str, dict[int, list[Span]]]
+"""By dtype and dims of a head."""
 Spans = dict[Held, dict[str, dict[int, list[Span]]]]
 """By where the weights are, dtype and rows."""
 
@@ -52,9 +67,8 @@ class Products:
         self._pieces: dict[tuple[Held, str], list[Tensor]] = {}
         self._rows: dict[tuple[Held, str, int], Tensor] = {}
         self._next = count()
-        ops.prepare(DTYPES[ROW_DTYPE], codes=False)
         for name in NAMES:
-            ops.prepare_products(DTYPES[name])
+            ops.prepare(DTYPES[name], codes=False)
             for held in HELD:
                 piece = torch.rand(OUTPUTS, INPUTS[held], generator=generator).to(DTYPES[name])
                 pieces = max(1, BYTES[held] // piece.nbytes)
@@ -71,6 +85,7 @@ class Products:
     def samples(self, ready: Callable[[], object], turns: int = TURNS) -> Spans:
         """Return so many spans of each product; ``ready``: called before each."""
         times: Spans = {held: {name: {rows: [] for rows in ROWS} for name in NAMES} for held in HELD}
+        call_ns = _call_ns()
         for held, name, rows in self._rows:
             x = self._rows[held, name, rows]
             for weights in self._turns(held, name, turns, products_of(rows)):
@@ -78,12 +93,13 @@ class Products:
                 began = time.perf_counter_ns()
                 for weight in weights:
                     ops.product(x, weight)
-                times[held][name][rows].append((began, time.perf_counter_ns()))
+                ended = time.perf_counter_ns()
+                times[held][name][rows].append((min(began + len(weights) * call_ns, ended), ended))
         return times
 
     def row_samples(self, ready: Callable[[], object], turns: int = TURNS) -> list[Span]:
-        """Return so many spans of what a layer does with SAMPLE_ROWS rows besides products; ``ready`` as above."""
-        rows, dtype, head_dim = SAMPLE_ROWS, DTYPES[ROW_DTYPE], ROW_VALUES // HEADS
+        """Return so many spans of what a layer does with ROW_ROWS rows besides products; ``ready`` as above."""
+        rows, dtype, head_dim = ROW_ROWS, DTYPES[ROW_DTYPE], ROW_VALUES // HEADS
         x, weight = torch.ones(rows, ROW_VALUES, dtype=dtype), torch.ones(ROW_VALUES, dtype=dtype)
         both = torch.ones(rows, 2 * CHANNELS, dtype=dtype)
         qkv = torch.ones(rows, HEADS + 2 * KV_HEADS, head_dim, dtype=dtype)
@@ -100,6 +116,24 @@ class Products:
             spans.append((began, time.perf_counter_ns()))
         return spans[1:]  # the first has its operands out of the caches
 
+    def score_samples(self, ready: Callable[[], object], turns: int = TURNS) -> ScoreSpans:
+        """Return so many spans of the attention of some rows to many positions; ``ready`` as above."""
+        times: ScoreSpans = {name: {} for name in NAMES}
+        for name, dims in ((name, dims) for name in NAMES for dims in SCORE_DIMS):
+            dtype, rows, heads = DTYPES[name], SCORE_ROWS, SCORE_HEADS + 2 * SCORE_KV_HEADS
+            qkv = torch.ones(rows, heads, dims, dtype=dtype)
+            cache = torch.zeros(1, SCORE_POSITIONS, 2 * SCORE_KV_HEADS, dims, dtype=dtype)
+            rotary = torch.zeros(2, rows, 1, dims, dtype=dtype)
+            bias = torch.zeros(1, 1, rows, SCORE_POSITIONS, dtype=dtype)
+            spans = list[Span]()
+            for _ in range(1 + turns):
+                ready()
+                began = time.perf_counter_ns()
+                ops.attend(qkv, SCORE_HEADS, cache, rotary, bias, 0, SCORE_POSITIONS, slice(0, rows), 0)
+                spans.append((began, time.perf_counter_ns()))
+            times[name][dims] = spans[1:]  # as of rows
+        return times
+
     def _turns(self, held: Held, name: str, turns: int, products: int) -> Iterator[list[Tensor]]:
         """Yield the pieces of so many samples of so many products."""
         pieces = self._pieces[held, name]
@@ -110,6 +144,22 @@ class Products:
             yield [pieces[next(self._next) % len(pieces)] for _ in range(products)]
 
 
+def _call_ns() -> int:
+    """Return the time in which the interpreter calls a product: of the least one, the shortest of some."""
+    x, weight = torch.ones(1, CALL_VALUES), torch.ones(CALL_VALUES, CALL_VALUES).t()
+    times = list[int]()
+    for _ in range(CALLS):
+        began = time.perf_counter_ns()
+        ops.product(x, weight)
+        times.append(time.perf_counter_ns() - began)
+    return min(times)
+
+
 def products_of(rows: int) -> int:
     """Return the products of a sample with so many rows each."""
-    return -(-SAMPLE_ROWS // rows)
+    return min(MOST_PRODUCTS, max(LEAST_PRODUCTS, -(-SAMPLE_ROWS // rows)))
+
+
+def scores() -> int:
+    """Return the scores of a sample of attention."""
+    return SCORE_ROWS * SCORE_HEADS * SCORE_POSITIONS

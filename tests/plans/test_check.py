@@ -64,6 +64,11 @@ def products(*rates: tuple[int, int]) -> dict[str, Any]:
     return {"products": fields, "row_ns": 0, "tree_ns": 0}
 
 
+def scores(*times: tuple[int, int]) -> list[dict[str, int]]:
+    """Return times of attention by dims of a head."""
+    return [{"head_dim": dims, "ns": ns} for dims, ns in times]
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -181,6 +186,31 @@ def products(*rates: tuple[int, int]) -> dict[str, Any]:
             [BESIDE | {"measured": products((2, 1), (1, 1))}, BESIDE],
             "inventory.devices[0].together[0].measured.products: found first bandwidth and last rate (2, 1), "
             "expected those of the device, (1, 1)",
+        ),
+        (
+            "inventory.devices[0].together",
+            [BESIDE | {"measured": products((1, 1), (1, 2)) | {"scores": [{"head_dim": 8, "ns": 9}]}}],
+            "inventory.devices[0].together[0].measured.scores: found heads of [8] dims, "
+            "expected [], as with fewer devices",
+        ),
+        (
+            "inventory.devices[0].together",
+            [BESIDE | {"measured": products((1, 1), (1, 2)) | {"scores": scores((8, 9), (16, 19))}}],
+            "inventory.devices[0].together[0].measured.scores[1].ns: found 19, expected at most 18, as 8 dims take 9",
+        ),
+        (
+            "inventory.devices[0].together",
+            [BESIDE | {"measured": products((1, 1), (1, 2)) | {"scores": scores((8, 9), (8, 9))}}],
+            "inventory.devices[0].together[0].measured.scores[1].head_dim: found 8, expected more than 8",
+        ),
+        (
+            "inventory.devices[0].together",
+            [
+                QUICK | {"measured": products((9, 10), (1, 80)) | {"scores": scores((8, 9))}},
+                QUICK | {"devices": 3, "measured": products((9, 10), (1, 80)) | {"scores": scores((8, 7))}},
+            ],
+            "inventory.devices[0].together[1].measured.scores[0].ns: found 7, "
+            "expected at least 9, the time with fewer devices",
         ),
         (
             "inventory.hosts[0].pairs[0].b",

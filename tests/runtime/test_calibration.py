@@ -51,6 +51,9 @@ def test_the_planner_makes_figures_of_the_samples(processes: int) -> None:
     assert {devices: len(times) for devices, times in samples["rows_ns"].items()} == dict.fromkeys(
         samples["products_ns"], ROUNDS
     )
+    for by_dtype in samples["scores_ns"].values():
+        assert {dims for own in by_dtype.values() for dims in own} == {str(dims) for dims in rates.SCORE_DIMS}
+        assert {len(times) for own in by_dtype.values() for times in own.values()} == {ROUNDS}
     assert len(samples["message_ns"]) == (0 if processes == 1 else ROUNDS)
     groups = {(entry["members"], entry["message_bytes"]) for entry in samples["sums"]}
     assert groups == {(members, nbytes) for members in range(2, processes + 1) for nbytes in machine.MESSAGES}

@@ -9,16 +9,20 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from planner.api import measuring
 from planner.cli import main
 from planner.costs.roofline import Tier, all_reduce_ns, share_ns, share_ps
 from planner.costs.topology import Fabric
+from planner.demo_model import BASE, write_shorter
 from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY, nominal
 from planner.errors import DetectionError, InputError, InventoryError
+from planner.families import load_base
 from planner.hardware.inventory import parse_inventory
 from planner.hardware.inventory_text import dump_inventory
 from planner.hardware.measured import device_data, link_of, rate_of, rates_of, time_of
@@ -50,6 +54,10 @@ SAMPLES: dict[str, Any] = {
         for devices, slower in (("1", 1), ("2", 2), ("3", 4))
     },
     "rows_ns": {"1": [5000, 5000, 6000], "2": [9000, 9000, 9100], "3": [9000, 9000, 9000]},
+    "scores_ns": {
+        devices: {"float32": {"16": [slower * 4000] * 3, "64": [slower * 7000] * 3}}
+        for devices, slower in (("1", 1), ("2", 2), ("3", 2))
+    },
     "message_ns": [50_000, 50_000, 60_000],
     "sums": [
         {"members": 2, "message_bytes": 1000, "times_ns": [20_000, 20_000, 20_001]},
@@ -81,16 +89,18 @@ def data() -> Any:
 
 def measured_parts(devices: int) -> measuring.Timed:
     """Return times of steps and parts on so many devices."""
-    plain, layers, eagle, tree_layers, drafter = (ns * devices * 10**6 for ns in (42, 40, 103, 60, 40))
-    return measuring.Timed(plain=plain, layers=layers, eagle=eagle, tree_layers=tree_layers, drafter=drafter)
+    plain, layers, eagle, tree_layers, drafter, few = (ns * devices * 10**6 for ns in (42, 40, 103, 60, 40, 13))
+    return measuring.Timed(
+        plain=plain, layers=layers, eagle=eagle, tree_layers=tree_layers, drafter=drafter, few_layers=few
+    )
 
 
 @pytest.fixture(autouse=True)
 def synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the runtime's commands give samples by hand; the demo's image is not compiled."""
     monkeypatch.setattr(measuring, "calibrated", lambda processes: SAMPLES | {"processes": processes})
-    monkeypatch.setattr(measuring, "timed", lambda directory: measured_parts(int(directory.parent.name)))
-    monkeypatch.setattr(measuring, "compile_images", lambda directory: None)
+    monkeypatch.setattr(measuring, "timed", lambda whole, few: measured_parts(int(whole.parent.parent.name)))
+    monkeypatch.setattr(measuring, "compile_images", lambda directory, model: None)
 
 
 @pytest.fixture
@@ -170,7 +180,37 @@ def test_predicted_times_follow_measured_rates(weights_bytes: int | None, quicke
         assert all_reduce_ns([Tier(count=5, link=link)], 0) == 150_000, "three rounds to two"
 
 
-def test_scores_take_time_where_products_were_measured(measured: Any) -> None:
+@pytest.mark.parametrize(("head_dim", "ns"), [(8, 4000), (16, 4000), (40, 5500), (64, 7000), (128, 14_000)])
+def test_scores_take_what_was_measured_of_heads_with_their_dims(head_dim: int, ns: int, measured: Any) -> None:
+    fabric = Fabric(inventory=parse_inventory(measured, "f").at("float32"))
+    for devices, slower in ((1, 1), (2, 2), (3, 2)):
+        device = fabric.at_work(tuple(range(devices)))[0]
+        flops = 4 * head_dim * 10**6
+        took = share_ps(device, 0, 7 * 10**6 + flops, 10**6, head_dim) - share_ps(device, 0, 7 * 10**6)
+        assert took == pytest.approx(slower * ns * 1000 * 10**6 / 1024, rel=1e-6)
+    assert share_ps(replace(device, measured=None), 0, flops, 10**6, head_dim) == share_ps(
+        replace(device, measured=None), 0, flops
+    )
+
+
+def test_heads_that_are_divided_take_no_less_in_all() -> None:
+    """Also where more dims seemed to take longer than in proportion: what is more is noise, or a cache's."""
+    scored = copy.deepcopy(SAMPLES)
+    scored["scores_ns"]["1"]["float32"] = {"16": [1000] * 2, "64": [9000] * 2, "128": [9000] * 2}
+    device = data()["hosts"][0]["devices"][0] | {"measured": device_data(rates_of(scored)[:1])}
+    (own,) = parse_inventory({"hosts": [{"name": "a", "devices": [device]}]}, "f").at("float32").devices
+    assert own.measured is not None
+    assert [(time.head_dim, time.ns) for time in own.measured.scores or ()] == [(16, 1000), (64, 4000), (128, 8000)]
+    for head_dim in range(2, 200):
+        for parts in (2, 3, 4):
+            part_ps = share_ps(own, 0, 0, 10**6, head_dim // parts) if head_dim % parts == 0 else None
+            assert part_ps is None or parts * part_ps >= share_ps(own, 0, 0, 10**6, head_dim)
+
+
+def test_scores_take_time_where_products_alone_were_measured(measured: Any) -> None:
+    for own in measured["hosts"][0]["devices"]:
+        for rates in (own["measured"], *own["measured"]["together"]):
+            rates["float32"].pop("scores", None)
     (device, *_) = parse_inventory(measured, "f").at("float32").devices
     per_score = share_ps(device, 0, 150 * 10**6)
     assert share_ps(device, 0, 7 * 10**6, 10**6) == pytest.approx(share_ps(device, 0, 7 * 10**6) + per_score, rel=1e-6)
@@ -252,14 +292,26 @@ def test_fixed_times_make_parts_of_steps_as_long_as_they_were(devices: int, meas
     assert len(stage.devices) == devices
     embed_ns, layers_ns, head_ns = parts_ns(planned, replace(planned.options, tree=None))
     tree_embed_ns, _, tree_head_ns = parts_ns(planned, planned.options)
-    expected = measured_parts(devices)
+    expected, measured_rates = measured_parts(devices), planned.inventory.devices[0].measured
+    assert measured_rates is not None
     assert embed_ns + head_ns == pytest.approx(2_000_000 * devices, rel=1e-3)
     assert tree_embed_ns + tree_head_ns == pytest.approx(3_000_000 * devices, rel=1e-3)
     assert layers_ns == pytest.approx(expected.layers, rel=1e-3)
-    measured_rates = planned.inventory.devices[0].measured
-    assert measured_rates is not None
+    (few_ns, more_ns) = (own_ns // devices for own_ns in (expected.few_layers, expected.layers - expected.few_layers))
+    assert measured_rates.stage_ns == pytest.approx(devices * (few_ns - 2 * more_ns // 6), rel=1e-2)
     assert measured_rates.row_ns == {1: 5000, 2: 9000}[devices]
     assert draft_ns(planned, planned.options) == pytest.approx(expected.drafter, rel=1e-3)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_shorter_demo_model_has_the_tensors_of_its_layers(layers: int, tmp_path: Path) -> None:
+    write_shorter(tmp_path, layers)
+    whole, few = (load_file(directory / "model.safetensors") for directory in (BASE, tmp_path))
+    left = [name for name in whole if name not in few]
+    assert left
+    assert all(int(name.split(".")[2]) >= layers for name in left)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in few.items())
+    assert load_base(tmp_path).model.num_layers == layers
 
 
 def test_a_measured_inventory_is_written_and_read_again(measured: Any) -> None:
@@ -279,8 +331,8 @@ def test_a_measured_inventory_is_written_and_read_again(measured: Any) -> None:
         (
             ("measured",),
             {"int4": {}},
-            "measured.int4: unknown field, expected one of overhead, pass, table, row, tree, bfloat16, float16, "
-            "float32, cached, together",
+            "measured.int4: unknown field, expected one of overhead, pass, table, row, tree, stage, bfloat16, "
+            "float16, float32, cached, together",
         ),
         (("measured", "float32", "rate"), [], "measured.float32.rate: unknown field, did you mean rates?"),
         (("measured", "float32", "rates"), [], "measured.float32.rates: found no rate, expected at least one of more"),
@@ -302,6 +354,12 @@ def test_a_measured_inventory_is_written_and_read_again(measured: Any) -> None:
             ("measured", "float32", "bandwidth", "value"),
             "9 us",
             "bandwidth.value: found '9 us' with unit us, expected",
+        ),
+        (("measured", "float32", "scores"), [], "measured.float32.scores: found no time, expected at least one: add"),
+        (
+            ("measured", "float32", "scores", 0, "head_dim"),
+            8,
+            "measured: float32: found scores of heads of [16, 64] dims, expected [8, 64], with any number of devices",
         ),
         (("measured", "float32", "bandwidth"), {"value": "9 GB/s"}, "bandwidth.spread: missing, expected a quantity"),
     ],

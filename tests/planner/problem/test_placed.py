@@ -9,6 +9,7 @@ import pytest
 from planner.costs.shares import DraftShares
 from planner.errors import InfeasibleError, NotProvenError
 from planner.families import BaseInput, DraftInput, load_base, load_draft
+from planner.hardware.measured import FIXED
 from planner.problem.placed import draft_ns, step_ns
 from planner.request import Request, Wanted, resolve_request
 from planner.speculation.draft_bound import least_draft_ns
@@ -63,8 +64,9 @@ def computing(rng: random.Random, slower: int) -> Any:
 
     rates = {1: 300 // slower, 4: rng.choice((500, 700, 1100)) // slower, 16: 1200 // slower}
     products = [{"rows": rows} | figure(rate, "MFLOP/s") for rows, rate in rates.items()]
-    fixed = {name: figure(slower * rng.choice((1, 3)), "us") for name in ("overhead", "pass", "table", "row", "tree")}
-    return fixed | {"bfloat16": {"bandwidth": figure(300 // slower, "MB/s"), "rates": products}}
+    fixed = {name: figure(slower * rng.choice((1, 3)), "us") for name in FIXED}
+    scores = [{"head_dim": dims} | figure(slower * dims * rng.choice((200, 500)), "ns") for dims in (4, 64)]
+    return fixed | {"bfloat16": {"bandwidth": figure(300 // slower, "MB/s"), "rates": products, "scores": scores}}
 
 
 def any_machine(rng: random.Random) -> Any:
