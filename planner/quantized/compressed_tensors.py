@@ -34,6 +34,13 @@ class Target:
             return self.expression.has(module)
         return self.text in CLASSES or self.text == module
 
+    def rank(self, module: str) -> tuple[bool, bool, str]:
+        """Return the place among targets that name a layer, of which the least counts, as compressed-tensors has them.
+
+        Whole names come first, then expressions, then classes; of equal kinds the text decides.
+        """
+        return self.expression is None and self.text != module, "re:" in self.text, self.text
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scheme:
@@ -91,7 +98,7 @@ def _ignored(module: str) -> dict[str, Expected]:
     """Return tensors that a layer may have and that say nothing of its weights."""
     scalar = ((), (1,))
     named = {
-        "weight_shape": Expected(name=f"{module}.weight_shape", dtypes=frozenset({"I64", "I32"}), shapes=((2,),)),
+        "shape": Expected(name=f"{module}.weight_shape", dtypes=frozenset({"I64", "I32"}), shapes=((2,),)),
     }
     for name in ("input_scale", "output_scale"):
         named[name] = Expected(name=f"{module}.{name}", dtypes=SCALE_HEADERS, shapes=scalar)
@@ -112,9 +119,11 @@ class CompressedTensors:
         """Return how a layer is stored; None where it has plain weights."""
         if any(target.has(module) for target in self.ignore):
             return None
-        named = [scheme for scheme in self.schemes if any(target.has(module) for target in scheme.targets)]
-        exact = [scheme for scheme in named if any(target.text not in CLASSES for target in scheme.targets)]
-        chosen = next(iter(exact or named), None)
+        matched = [
+            (target.rank(module), scheme) for scheme in self.schemes for target in scheme.targets if target.has(module)
+        ]
+        best = min((rank for rank, _ in matched), default=None)
+        chosen = next((scheme for rank, scheme in reversed(matched) if rank == best), None)
         return None if chosen is None else chosen.stored(module, out, columns, scale_dtype)
 
 

@@ -4,6 +4,11 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
+from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from planner.errors import ConfigError
 from planner.quantized import Recipe, read_recipe
@@ -19,6 +24,10 @@ GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
 AWQ: dict[str, Any] = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
 FP8: dict[str, Any] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 AUTOROUND: dict[str, Any] = {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True}
+SMALL = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "vocab_size": 128,
+}  # fmt: skip
 WEIGHTS: dict[str, Any] = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 128}
 
 
@@ -72,7 +81,7 @@ def test_layers_that_have_codes(config: dict[str, Any], plain: str, coded: str) 
 
 def test_columns_are_sorted_where_groups_are_made_behind_their_order() -> None:
     """As GPTQModel and AutoGPTQ write their settings: a rule of a layer may say otherwise."""
-    settings = GPTQ | {"desc_act": True, "static_groups": False, "group_size": 64}
+    base = GPTQ | {"desc_act": True, "static_groups": False, "group_size": 64}
     for changes, up, down in (
         ({}, True, True),
         ({"desc_act": False}, None, None),
@@ -82,7 +91,7 @@ def test_columns_are_sorted_where_groups_are_made_behind_their_order() -> None:
         ({"desc_act": False, "dynamic": {r".*down_proj": {"desc_act": True}}}, None, True),
         ({"dynamic": {r".*down_proj": {"group_size": -1}}}, True, None),
     ):
-        recipe = read(settings | changes)
+        recipe = read(base | changes)
         for name, expected in (("up", up), ("down", down)):
             stored = recipe.stored(f"model.layers.0.mlp.{name}_proj", 256, 256, "float16")
             assert stored is not None
@@ -102,6 +111,56 @@ def test_bits_differ_by_layer() -> None:
     groups["group_1"] |= {"weights": WEIGHTS | floats, "format": "float-quantized"}
     recipe = read(compressed(config_groups=groups, format="mixed-precision"))
     assert [code(recipe, f"model.layers.0.mlp.{name}_proj") for name in ("up", "down")] == ["int4", "float8_e4m3fn"]
+
+
+TARGETS = (
+    "Linear", "re:.*self_attn.*", "re:.*mlp.*", "re:.*down_proj$", "re:model.layers.[01]..*", "re:layers.1",
+    "re:.*layers.2.mlp.(gate|up)_proj", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj",
+    "re:.*q_proj", "re:(?!.*lm_head).*", "lm_head", "model.layers.2", r"re:^model\.layers\.0\.",
+)  # fmt: skip
+IGNORED = (
+    "lm_head", "re:.*lm_head", "re:.*q_proj$", "model.layers.0.self_attn.v_proj", "re:model.layers.0.*", "re:down_proj",
+    "model.layers.1", "Linear", "re:.*o_proj", "mlp",
+)  # fmt: skip
+SCHEMES: tuple[dict[str, Any], ...] = (
+    {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32},
+    {"num_bits": 8, "type": "int", "strategy": "channel"},
+    {"num_bits": 8, "type": "float", "strategy": "tensor"},
+    {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 64, "symmetric": False},
+)
+
+
+@given(
+    targets=st.lists(st.lists(st.sampled_from(TARGETS), min_size=1, max_size=3, unique=True), min_size=1, max_size=3),
+    schemes=st.permutations(SCHEMES),
+    ignore=st.lists(st.sampled_from(IGNORED), max_size=3, unique=True),
+)
+@settings(max_examples=60, deadline=None)
+def test_layers_have_the_schemes_that_compressed_tensors_gives_them(
+    targets: list[list[str]], schemes: list[dict[str, Any]], ignore: list[str]
+) -> None:
+    """Names, expressions and classes may name a layer in several groups: its own program chooses for a model."""
+    groups = {
+        f"group_{number}": {
+            "targets": names, "weights": weights,
+            "format": "pack-quantized" if weights["num_bits"] == 4 else f"{weights['type']}-quantized",
+        }
+        for number, (names, weights) in enumerate(zip(targets, schemes, strict=False))
+    }  # fmt: skip
+    config = {"quant_method": "compressed-tensors", "format": "mixed-precision", "config_groups": groups}
+    recipe = read(config | {"ignore": ignore})
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**SMALL))
+    apply_quantization_config(model, QuantizationConfig(**config, ignore=ignore, quantization_status="frozen"))
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            scheme = getattr(module, "quantization_scheme", None)
+            stored = recipe.stored(name, *module.weight.shape, "bfloat16")
+            assert (scheme is None) == (stored is None), name
+            if scheme is not None and stored is not None:
+                weights, form = scheme.weights, stored.form
+                kind = "float8_e4m3fn" if weights.type == "float" else f"int{weights.num_bits}"
+                assert (form.code, form.group, form.zeros) == (kind, weights.group_size, not weights.symmetric), name
 
 
 def test_exceptions_of_autoround_by_expression() -> None:
@@ -136,8 +195,8 @@ def test_what_autoround_writes_of_its_run_changes_nothing() -> None:
         "nsamples": 512, "provider": "auto-round", "seqlen": 2048, "scale_dtype": "torch.float16", "sym": False,
         "gradient_accumulate_steps": 1, "to_quant_block_names": "model.layers",
     }  # fmt: skip
-    for settings in (GPTQ, AWQ):
-        plain, beside = (read(settings | more).stored(UP, 256, 256, "float16") for more in ({}, own))
+    for exported in (GPTQ, AWQ):
+        plain, beside = (read(exported | more).stored(UP, 256, 256, "float16") for more in ({}, own))
         assert plain == beside
 
 
