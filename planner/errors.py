@@ -41,6 +41,10 @@ class CheckpointError(InputError):
     """A checkpoint whose files, headers or tensors are not what they claim, or not what the config implies."""
 
 
+class ValuesError(CheckpointError):
+    """Values of a tensor that cannot be; the message starts with its name, before which the checkpoint is put."""
+
+
 class ConfigError(InputError):
     """A ``config.json`` with a key, or a value, that no family computes."""
 

@@ -17,7 +17,7 @@ from planner.families.records import BaseReading, Columns, Roles, Source
 from planner.families.spellings import OWN, Spelling
 from planner.families.tensors import FLOATS
 from planner.families.windows import classes_of
-from planner.quantized import AutoRoundRecipe, Expected, Mxfp4Recipe, Recipe, ScaleDType, Stored, check
+from planner.quantized import AutoRoundRecipe, Expected, Mxfp4Recipe, Proof, Recipe, ScaleDType, Stored, check
 from planner.quantized.layouts import Gptq
 from plans.quantized import BLOCK, column_unit
 from plans.schema import Attention, LayerClass, Mlp, Model, WeightFormat
@@ -192,14 +192,19 @@ class _Layers:
         info = None if stored is None else self.tensors.get(stored.tensors["scales"].name)
         if info is not None and info.dtype in _SCALES:
             stored = self._read(module, out, columns, _SCALES[info.dtype])
-        if stored is None or not isinstance(stored.layout, Gptq):
-            return stored
-        order, bias = stored.ignored.get("order"), f"{module}.bias"
-        if order is not None and order.name in self.tensors:
-            stored = dataclasses.replace(stored, neighbours=order)
-        if bias not in self.tensors or bias in self.named:
-            return stored
-        return dataclasses.replace(stored, no_bias=Expected(name=bias, dtypes=FLOATS, shapes=((out,),)))
+        return None if stored is None else dataclasses.replace(stored, proofs=self._proofs(stored))
+
+    def _proofs(self, stored: Stored) -> Mapping[Proof, Expected]:
+        """Return tensors that the headers have beside those of a layer, and that must be as the config says."""
+        proofs = dict(stored.proofs)
+        for kind in ("neighbours", "shape"):
+            tensor = stored.ignored.get(kind)
+            if tensor is not None and tensor.name in self.tensors:
+                proofs[kind] = tensor
+        bias = f"{stored.module}.bias"
+        if isinstance(stored.layout, Gptq) and bias in self.tensors and bias not in self.named:
+            proofs["no_bias"] = Expected(name=bias, dtypes=FLOATS, shapes=((stored.out,),))
+        return proofs
 
     def _read(self, module: str, out: int, columns: int, scales: ScaleDType) -> Stored | None:
         """Return what the recipe says of a layer, by any of its names.

@@ -7,18 +7,19 @@ header was read.
 import contextlib
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from planner.checkpoints.header import TensorFile, stamp
-from planner.errors import CheckpointError
+from planner.errors import CheckpointError, ValuesError
 from planner.images.casts import STORAGE, Array
 from planner.images.pieces import Checkpoints, row_width
 from planner.quantized import Stored
 from planner.quantized.codes import Read
-from planner.quantized.column_order import Sorting, sorting_of
+from planner.quantized.column_order import Sorting, sorted_columns
+from planner.quantized.proofs import require_proofs
 from plans import paging
 from plans.files import open_regular
 from plans.ranges import Range, Ranges
@@ -142,19 +143,30 @@ class Reader:
         """Return ``array`` of one checkpoint."""
         return lambda name, rows: self.array(source, name, rows)
 
-    def sorting(self, source: str, stored: Stored) -> Sorting | None:
-        """Return the order of a layer's columns, which is kept as all its parts need it; raise CheckpointError.
+    @contextlib.contextmanager
+    def naming(self, source: str) -> Iterator[None]:
+        """Put the directory of a checkpoint before the message of a ValuesError."""
+        try:
+            yield
+        except ValuesError as error:
+            raise CheckpointError(f"{self._checkpoints[source].directory}: {error}") from error
 
-        None: that of the checkpoint, of which it is read once that it is.
+    def sorting(self, source: str, stored: Stored) -> Sorting | None:
+        """Return the order of a layer's columns, None of the checkpoint's; raise CheckpointError.
+
+        It is kept as all parts of the layer need it, which is proven to be as the config says when it is made.
         """
-        if not stored.sorts and stored.neighbours is None:
+        if not stored.sorts and not stored.proofs:
             return None
         key = source, stored.module, stored.share
         with self._sorts:
             if key not in self._sortings:
                 if len(self._sortings) >= MOST_SORTINGS:
                     del self._sortings[next(iter(self._sortings))]
-                self._sortings[key] = sorting_of(stored, self.arrays_of(source))
+                read = self.arrays_of(source)
+                with self.naming(source):
+                    require_proofs(stored, read)
+                    self._sortings[key] = sorted_columns(stored, read) if stored.sorts else None
             return self._sortings[key]
 
     def check_unchanged(self) -> None:

@@ -219,7 +219,8 @@ def _rows_of(part: Part, rows: Range, reader: Reader, losses: Losses | None) -> 
     stored = part.stored
     assert stored is not None
     sorting = reader.sorting(part.source, stored)
-    return rows_of(stored, part.kind, rows, reader.arrays_of(part.source), losses, sorting)
+    with reader.naming(part.source):
+        return rows_of(stored, part.kind, rows, reader.arrays_of(part.source), losses, sorting)
 
 
 def _sorted_rows(part: Part, reader: Reader) -> Array | None:

@@ -4,7 +4,7 @@ from planner.quantized.autoround import AutoRoundRecipe
 from planner.quantized.layouts import Rounded, RoundedColumns
 from planner.quantized.mxfp4 import Mxfp4Recipe
 from planner.quantized.recipe import METHODS, read_recipe
-from planner.quantized.records import Expected, Part, Recipe, ScaleDType, Stored, check
+from planner.quantized.records import Expected, Part, Proof, Recipe, ScaleDType, Stored, check
 
 __all__ = [
     "METHODS",
@@ -12,6 +12,7 @@ __all__ = [
     "Expected",
     "Mxfp4Recipe",
     "Part",
+    "Proof",
     "Recipe",
     "Rounded",
     "RoundedColumns",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.errors import CheckpointError
+from planner.errors import ValuesError
 from planner.quantized.codes import Array, Read
 from planner.quantized.layouts import PackedRows, PlainRows
 from planner.quantized.records import Expected, Stored
@@ -27,22 +27,14 @@ class Sorting:
     """By group of the image, that of the checkpoint."""
 
 
-def sorting_of(stored: Stored, read: Read) -> Sorting | None:
-    """Return the order of a layer's columns, None where it is the checkpoint's; raise CheckpointError.
-
-    Whatever tensor has the group of each column is read, and must be as the config says.
-    """
-    if stored.sorts:
-        return _sorted_columns(stored, read)
-    if stored.neighbours is not None:
-        reason = ": config.json does not say that columns are in another order (desc_act, without static_groups)"
-        found = _groups(stored, stored.neighbours, read)
-        _require_equal(stored.neighbours.name, found, _neighbours(stored), reason)
-    return None
+def require_neighbours(stored: Stored, tensor: Expected, read: Read) -> None:
+    """Raise ValuesError unless the columns' groups, which ``tensor`` has, follow one another."""
+    reason = ": config.json does not say that columns are in another order (desc_act, without static_groups)"
+    _require_equal(tensor.name, _groups(stored, tensor, read), _neighbours(stored), reason)
 
 
-def _sorted_columns(stored: Stored, read: Read) -> Sorting:
-    """Return the columns of an image in their order; raise CheckpointError for groups that are not whole."""
+def sorted_columns(stored: Stored, read: Read) -> Sorting:
+    """Return the columns of an image in their order; raise ValuesError for groups that are not whole."""
     name, group = stored.tensors["order"].name, stored.form.group
     assert group is not None, "columns of one group have no order"
     found = _groups(stored, stored.tensors["order"], read)
@@ -76,19 +68,19 @@ def _require_whole(name: str, found: Array, count: int, group: int) -> None:
     wrong = np.flatnonzero((found < 0) | (found >= count))
     if len(wrong):
         column = int(wrong[0])
-        raise CheckpointError(f"{name}[{column}]: found group {found[column]}, expected 0 to {count - 1}")
+        raise ValuesError(f"{name}[{column}]: found group {found[column]}, expected 0 to {count - 1}")
     sizes = np.bincount(found, minlength=count)
     wrong = np.flatnonzero(sizes != group)
     if len(wrong):
         number = int(wrong[0])
-        raise CheckpointError(f"{name}: group {number}: found {sizes[number]} columns, expected {group}")
+        raise ValuesError(f"{name}: group {number}: found {sizes[number]} columns, expected {group}")
 
 
 def _require_equal(name: str, found: Array, expected: Array, reason: str) -> None:
     wrong = np.flatnonzero(found != expected)
     if len(wrong):
         column = int(wrong[0])
-        raise CheckpointError(f"{name}[{column}]: found group {found[column]}, expected {expected[column]}{reason}")
+        raise ValuesError(f"{name}[{column}]: found group {found[column]}, expected {expected[column]}{reason}")
 
 
 def _of_share(stored: Stored, share: Array, columns: Array, found: Array) -> Sorting:

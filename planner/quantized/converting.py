@@ -4,7 +4,7 @@ from math import prod
 
 import numpy as np
 
-from planner.errors import CheckpointError
+from planner.errors import ValuesError
 from planner.quantized.codes import Array, Read, awq_columns, packed, transposed, unpacked
 from planner.quantized.column_order import Sorting
 from planner.quantized.layouts import Awq, Gptq, Mxfp4, PackedRows, PlainRows, Rounded, RoundedColumns
@@ -22,14 +22,14 @@ EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
 
 
 def require_finite(stored: Stored, name: str, scales: Array, first: int = 0) -> None:
-    """Raise CheckpointError for scales that are infinite or NaN; ``first``: row of the first of them in the tensor."""
+    """Raise ValuesError for scales that are infinite or NaN; ``first``: row of the first of them in the tensor."""
     mask = EXPONENTS[stored.form.scale]
     bits = scales.view({2: np.uint16, 4: np.uint32}[scales.itemsize])
     wrong = np.argwhere((bits & mask) == mask)
     if len(wrong):
         row, *rest = (int(index) for index in (*wrong[0],))
         place = ", ".join(str(index) for index in (first + row, *rest))
-        raise CheckpointError(f"{name}[{place}]: found an infinity or NaN, expected a finite scale")
+        raise ValuesError(f"{name}[{place}]: found an infinity or NaN, expected a finite scale")
 
 
 def shared(stored: Stored, part: Part, span: Range, read: Read, block_rows: int = 1) -> Array:
@@ -64,10 +64,10 @@ def signed(codes: Array) -> Array:
 def rows_of(
     stored: Stored, part: Part, span: Range, read: Read, losses: Losses | None = None, sorting: Sorting | None = None
 ) -> Array:
-    """Return rows of a part of a layer as an image has them; raise CheckpointError for values that cannot be.
+    """Return rows of a part of a layer as an image has them; raise ValuesError for values that cannot be.
 
     ``losses``: filled, with rows of codes of a layer that is rounded. ``sorting``: of a layer that ``sorts``, the order
-    of its columns (``column_order.sorting_of``).
+    of its columns (``column_order.sorted_columns``).
     """
     if stored.sorts:
         assert sorting is not None, "columns that are sorted have an order"
@@ -131,14 +131,13 @@ def _plain_rows(stored: Stored, part: Part, span: Range, read: Read, block_rows:
     wrong = np.argwhere((codes & 0x7F) == 0x7F)
     if len(wrong):
         row, column = (int(index) for index in wrong[0])
-        raise CheckpointError(f"{name}[{span[0] + row}, {column}]: found NaN, expected a number")
+        raise ValuesError(f"{name}[{span[0] + row}, {column}]: found NaN, expected a number")
     return codes
 
 
 def _gptq(stored: Stored, part: Part, span: Range, read: Read, layout: Gptq) -> Array:
     name = stored.tensors[part].name
     if part == "codes":
-        _require_no_bias(stored, read)
         return transposed(read(name, None)[:, span[0] : span[1]], layout.bits)
     if part == "scales":
         return transposed_scales(stored, span, read)
@@ -147,27 +146,14 @@ def _gptq(stored: Stored, part: Part, span: Range, read: Read, layout: Gptq) -> 
     zeros = unpacked(read(name, None)[:, first:last], layout.bits)  # [groups, rows]
     zeros = zeros[:, span[0] - first * words : span[1] - first * words].T
     if layout.stored_zero and layout.bits == 8 and (zeros == 255).any():
-        raise CheckpointError(f"{name}: found a zero point of 256, expected at most 255")
+        raise ValuesError(f"{name}: found a zero point of 256, expected at most 255")
     zeros = np.ascontiguousarray(zeros + np.uint8(layout.stored_zero))
     if layout.symmetric and (zeros != 1 << (layout.bits - 1)).any():
         wrong = next(int(zero) for zero in zeros.flat if zero != 1 << (layout.bits - 1))
-        raise CheckpointError(
+        raise ValuesError(
             f"{name}: found a zero point of {wrong}, expected {1 << (layout.bits - 1)} of symmetric codes (sym)"
         )
     return zeros
-
-
-def _require_no_bias(stored: Stored, read: Read) -> None:
-    """Raise CheckpointError where a bias that the config has not is more than zeros."""
-    if stored.no_bias is None:
-        return
-    found = read(stored.no_bias.name, (0, stored.out)).reshape(-1)
-    wrong = np.flatnonzero(found & 0x7FFF if found.dtype == np.uint16 else found)  # bfloat16 is its bits
-    if len(wrong):
-        raise CheckpointError(
-            f"{stored.no_bias.name}[{wrong[0]}]: found another value than 0, expected none: by config.json the layer "
-            "has no bias"
-        )
 
 
 def _awq(stored: Stored, part: Part, span: Range, read: Read) -> Array:
@@ -190,7 +176,7 @@ def _mxfp4(stored: Stored, part: Part, span: Range, read: Read, layout: Mxfp4) -
         wrong = np.argwhere(rows > MOST_EXPONENT)
         if len(wrong):
             found = int(rows[tuple(wrong[0])])
-            raise CheckpointError(f"{name}: found an exponent of {found}, expected at most {MOST_EXPONENT}")
+            raise ValuesError(f"{name}: found an exponent of {found}, expected at most {MOST_EXPONENT}")
         return np.ascontiguousarray(rows)
     codes = np.empty((len(rows), 2 * rows[0].size if len(rows) else 0), np.uint8)
     octets = rows.reshape(len(rows), -1)

@@ -87,9 +87,9 @@ class Integers:
         return Stored(
             module=module, out=out, columns=columns, form=form,
             layout=Gptq(bits=self.bits, stored_zero=self.stored_zero, symmetric=self.symmetric), tensors=tensors,
-            ignored={} if self.indexed else {"order": order},
+            ignored={} if self.indexed else {"neighbours": order},
             sorts=form.ordered is not None,
-            neighbours=order if self.indexed and form.ordered is None else None,
+            proofs={"neighbours": order} if self.indexed and form.ordered is None else {},
         )  # fmt: skip
 
 

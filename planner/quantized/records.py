@@ -3,8 +3,8 @@
 import dataclasses
 import math
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeVar, get_args
 
 from planner.errors import ConfigError
 from planner.quantized.layouts import Layout
@@ -14,6 +14,10 @@ from plans.ranges import Ranges, length
 from plans.schema import WeightFormat
 
 Part = Literal["codes", "scales", "zeros", "order"]
+Proof = Literal["no_bias", "neighbours", "shape"]
+"""A tensor beside a layer: a bias that the config has not, as AutoGPTQ writes it, of zeros; the group of each column,
+which follow one another; rows and columns of the layer."""
+Key = TypeVar("Key")
 ScaleDType = Literal["bfloat16", "float16", "float32"]
 SCALE_HEADERS = frozenset(HEADER_NAMES[dtype] for dtype in get_args(ScaleDType))
 """Names of those dtypes in a safetensors header."""
@@ -72,10 +76,8 @@ class Stored:
     """With ``sorts``: groups of the columns of a layer that has the same input, and must have the same order."""
     share: Ranges | None = None
     """With ``ordered``: columns that the image of a device has; None: all."""
-    no_bias: Expected | None = None
-    """Bias that the checkpoint has and its config has not, as AutoGPTQ writes it: all of it is 0."""
-    neighbours: Expected | None = None
-    """Group of each column, which follow one another: it is read to know that they do."""
+    proofs: Mapping[Proof, Expected] = field(default_factory=dict)
+    """Tensors of which images have nothing, read to know that they are as the config says."""
     repeats: int = 1
     """Groups of an image for each group of the checkpoint: where devices cut within one, both have its scale."""
 
@@ -91,8 +93,8 @@ class Stored:
     @property
     def read(self) -> tuple[Expected, ...]:
         """Tensors from which images are made."""
-        others = self.alike, self.no_bias, self.neighbours
-        return (*self.tensors.values(), *(tensor for tensor in others if tensor is not None))
+        alike = () if self.alike is None else (self.alike,)
+        return (*self.tensors.values(), *alike, *self.proofs.values())
 
     def as_named(self, names: Container[str]) -> "Stored":
         """Return the layer with tensors by the names that a checkpoint has, of those that they may have."""
@@ -103,17 +105,16 @@ class Stored:
     def renamed(self, rename: Callable[[str], str]) -> "Stored":
         """Return the layer by other names."""
 
-        def other(tensor: Expected | None) -> Expected | None:
-            return None if tensor is None else tensor.renamed(rename)
+        def others(tensors: Mapping[Key, Expected]) -> dict[Key, Expected]:
+            return {key: tensor.renamed(rename) for key, tensor in tensors.items()}
 
         return dataclasses.replace(
             self,
             module=rename(self.module),
-            tensors={part: tensor.renamed(rename) for part, tensor in self.tensors.items()},
-            ignored={part: tensor.renamed(rename) for part, tensor in self.ignored.items()},
-            alike=other(self.alike),
-            no_bias=other(self.no_bias),
-            neighbours=other(self.neighbours),
+            tensors=others(self.tensors),
+            ignored=others(self.ignored),
+            alike=None if self.alike is None else self.alike.renamed(rename),
+            proofs=others(self.proofs),
         )
 
     @property

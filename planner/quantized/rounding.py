@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from planner.errors import CheckpointError
+from planner.errors import ValuesError
 from planner.quantized.codes import Array, Read, packed
 from planner.quantized.layouts import RoundedColumns
 from planner.quantized.records import Part, Stored
@@ -37,7 +37,7 @@ SUBNORMAL = np.float32(2.0**-6)
 
 
 def rounded_rows(stored: Stored, part: Part, span: Range, read: Read, losses: Losses | None = None) -> Array:
-    """Return rows of codes or scales, as ``converting.rows_of`` does; raise CheckpointError for weights not finite.
+    """Return rows of codes or scales, as ``converting.rows_of`` does; raise ValuesError for weights not finite.
 
     ``losses``: filled, with rows of codes.
     """
@@ -84,11 +84,11 @@ def _floats(values: Array) -> Floats:
     return values.astype(np.float32, order="C")
 
 
-def _not_finite(stored: Stored, weights: Floats, first: int) -> CheckpointError:
+def _not_finite(stored: Stored, weights: Floats, first: int) -> ValuesError:
     """Return the error of weights one of which is not finite, to be raised; ``first``: row of the first of them."""
     row, column = (int(index) for index in np.argwhere(~np.isfinite(weights))[0])
     name, place = stored.tensors["codes"].name, (first + row, column)
-    return CheckpointError(f"{name}: found an infinity or NaN at {place} of {stored.module}, expected a number")
+    return ValuesError(f"{name}: found an infinity or NaN at {place} of {stored.module}, expected a number")
 
 
 def _largest(groups: Floats) -> Floats:

@@ -15,7 +15,8 @@ from planner.images import reader, stream
 from planner.images.compile import compile_plan
 from planner.quantized import Stored
 from planner.quantized.codes import Read
-from planner.quantized.column_order import Sorting, sorting_of
+from planner.quantized.column_order import Sorting, sorted_columns
+from planner.quantized.proofs import require_proofs
 from plans import codec
 from plans.ranges import Ranges
 from plans.schema import Inputs, Plan
@@ -93,13 +94,13 @@ def test_columns_are_sorted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """However many blocks of rows a layer's parts are read in; of o, each device has other columns."""
     sorted_layers: Counter[tuple[str, Ranges | None]] = Counter()
 
-    def counted(stored: Stored, read: Read) -> Sorting | None:
+    def counted(stored: Stored, read: Read) -> Sorting:
         sorted_layers[stored.module, stored.share] += 1
-        return sorting_of(stored, read)
+        return sorted_columns(stored, read)
 
     coded, _ = quantized(saved(tmp_path / "base", **SIZES), tmp_path, "sorted-gptq")
     compiled(coded, tmp_path / "plan")
-    monkeypatch.setattr(reader, "sorting_of", counted)
+    monkeypatch.setattr(reader, "sorted_columns", counted)
     monkeypatch.setattr(stream, "BLOCK_BYTES", 256)
     compiled(coded, tmp_path / "blocks")
     assert sorted_layers == dict.fromkeys(sorted_layers, 1)
@@ -113,12 +114,12 @@ def test_that_columns_have_the_checkpoints_order_is_read_once(tmp_path: Path, mo
     """However many blocks of rows a layer's codes are read in."""
     read_orders: Counter[str] = Counter()
 
-    def counted(stored: Stored, read: Read) -> Sorting | None:
+    def counted(stored: Stored, read: Read) -> None:
         read_orders[stored.module] += 1
-        return sorting_of(stored, read)
+        require_proofs(stored, read)
 
     coded, _ = quantized(saved(tmp_path / "base", **SIZES), tmp_path, "gptq")
-    monkeypatch.setattr(reader, "sorting_of", counted)
+    monkeypatch.setattr(reader, "require_proofs", counted)
     monkeypatch.setattr(stream, "BLOCK_BYTES", 256)
     compiled(coded, tmp_path / "blocks")
     assert read_orders == dict.fromkeys(read_orders, 1)

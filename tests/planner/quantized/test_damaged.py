@@ -106,6 +106,16 @@ DAMAGED: list[tuple[str, Change, str]] = [
     ("awq", setting(group_size=128), r"found 64 columns, expected a multiple of group_size 128"),
     ("w4a16", drop(f"{UP}weight_zero_point"), r"up_proj\.weight_zero_point: missing"),
     ("w4a16", put(f"{UP}weight_packed", lambda t: t[:, :-1]), r"weight_packed: found shape \[128, 7\]"),
+    ("w4a16", put(f"{UP}weight_shape", lambda t: t.flip(0)), r"weight_shape: found \[64, 128\], expected \[128, 64\]"),
+    ("w4a16", put(f"{UP}weight_shape", lambda t: t.to(torch.int16)), r"weight_shape: found dtype I16, expected I32 or"),
+    ("w4a16", put(f"{UP}weight_packed", lambda t: t.view(torch.float32)), r"weight_packed: found dtype F32"),
+    ("w4a16", put(f"{UP}weight_zero_point", lambda t: t.t()), r"weight_zero_point: found shape \[1, 16\], exp"),
+    ("w4a16", put(f"{UP}weight_scale", lambda t: t[:, :0]), r"weight_scale: found shape \[128, 0\], expected \[128, 1"),
+    (
+        "w4a16", lambda tensors, config: tensors.update({f"{UP}weight_g_idx": torch.zeros(64, dtype=torch.int32)}),
+        r"up_proj\.weight_g_idx: surplus",
+    ),
+    ("w4a16", lambda tensors, config: tensors.update({f"{UP}weight": torch.zeros(8, 8)}), r"up_proj\.weight: surplus"),
     ("w4a16", put(f"{UP}weight_shape", lambda t: t[:1]), r"weight_shape: found shape \[1\], expected \[2\]"),
     ("w4a16", put(f"{UP}weight_scale", lambda t: t.to(torch.float8_e4m3fn)), r"weight_scale: found dtype F8_E4M3"),
     ("w4a16", put(f"{UP}weight_scale", with_one(float("nan"))), r"weight_scale\[1, 0\]: found an infinity or NaN"),
@@ -153,8 +163,10 @@ def test_damaged_checkpoints_are_refused(
     damaged.mkdir()
     save_file(tensors, damaged / "model.safetensors", metadata={"format": "pt"})
     (damaged / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=problem):
+    with pytest.raises(InputError, match=problem) as refused:
         compiled(tmp_path, damaged)
+    assert str(refused.value).startswith(str(damaged)), "the path of the checkpoint, of a plan with two"
+    assert "\n" not in str(refused.value)
     assert list(tmp_path.rglob("a.safetensors")) == []
 
 

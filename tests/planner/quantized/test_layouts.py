@@ -18,8 +18,9 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from planner.errors import CheckpointError
 from planner.quantized import Part, Stored, check, read_recipe
 from planner.quantized.codes import Array
-from planner.quantized.column_order import sorting_of
+from planner.quantized.column_order import sorted_columns
 from planner.quantized.converting import Read, rows_of
+from planner.quantized.proofs import require_proofs
 from plans.ranges import Range
 from tests.planner.quantized import checkpoints, images, packers
 
@@ -46,7 +47,8 @@ def reader(tensors: dict[str, Tensor]) -> Read:
 
 def part_rows(stored: Stored, part: Part, span: Range, tensors: dict[str, Tensor]) -> Array:
     read = reader(tensors)
-    return rows_of(stored, part, span, read, None, sorting_of(stored, read))
+    require_proofs(stored, read)
+    return rows_of(stored, part, span, read, None, sorted_columns(stored, read) if stored.sorts else None)
 
 
 def stored_as(config: dict[str, Any], out: int, columns: int, scales: torch.dtype) -> Stored:
