@@ -12,6 +12,7 @@ from tokenizers.decoders import DecodeStream
 from plans.files import read_inside
 from runtime.errors import RequestError
 from runtime.request import Finish, Request
+from runtime.special_tokens import SpecialTokens, special_contents
 
 TOKENIZER_FILE = "tokenizer.json"
 MOST_TOKENIZER_BYTES = 64 << 20
@@ -19,7 +20,7 @@ MOST_TOKENIZER_BYTES = 64 << 20
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """Return the tokenizer beside a plan; raise RequestError where there is none, or none that can be read."""
+    """Return the tokenizer beside a plan with its special tokens; raise RequestError where none can be read."""
     file = directory / TOKENIZER_FILE
     try:
         content = read_inside(directory, TOKENIZER_FILE, MOST_TOKENIZER_BYTES)
@@ -29,16 +30,18 @@ def load_tokenizer(directory: Path) -> Tokenizer:
         ) from error
     except OSError as error:
         raise RequestError(f"{file}: cannot be read: {error.strerror}") from error
-    try:
-        return _parsed(content)
-    except Exception as error:  # the library raises nothing more precise
-        raise RequestError(f"{file}: not a tokenizer: {error}") from error
+    return _parsed(directory, content, tuple(special_contents(directory).items()))
 
 
 @lru_cache(maxsize=1)
-def _parsed(content: bytes) -> Tokenizer:
-    """Return the tokenizer of a file's content: once for a prompt and its output; one of 128 000 tokens takes 0.3 s."""
-    return Tokenizer.from_buffer(content)
+def _parsed(directory: Path, content: bytes, special: tuple[tuple[str, bytes], ...]) -> Tokenizer:
+    """Return the tokenizer of files' contents: once for a prompt and its output; one of 128 000 tokens takes 0.3 s."""
+    try:
+        tokenizer = Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises nothing more precise
+        raise RequestError(f"{directory / TOKENIZER_FILE}: not a tokenizer: {error}") from error
+    SpecialTokens(directory, dict(special)).add_to(tokenizer)
+    return tokenizer
 
 
 def encode(tokenizer: Tokenizer, text: str, *, special: bool = True) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ exceptions: ``decode`` returns the text of one row [1, n] rather than a list of 
 refused, since an engine takes prompts of any lengths.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,15 +19,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from plans.files import read_inside
-from runtime.chat.template import CONFIG_FILE, MOST_CONFIG_BYTES, ChatTemplate, Turn
+from runtime.chat.template import ChatTemplate, Turn
 from runtime.errors import RequestError
 from runtime.request import TokenIds, as_python, token_ids
+from runtime.special_tokens import read_special
 from runtime.text import encode, load_tokenizer
-
-SPECIAL_FILES = (CONFIG_FILE, "special_tokens_map.json")
-"""Files that name special tokens; the first that names one counts."""
-SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 MOST_IDS = 1 << 32
 """Ids of the library are 32 bits wide."""
@@ -133,14 +128,7 @@ class PlanTokenizer:
     @cached_property
     def special_tokens_map(self) -> dict[str, str]:
         """Special tokens by name: ``eos_token`` and the like; raise RequestError for files that name none properly."""
-        texts: dict[str, str] = {}
-        for file in SPECIAL_FILES:
-            fields = _fields(self.directory, file)
-            for name in SPECIAL:
-                text = _token(fields, name, f"{self.directory / file}: {name}", plain=file != CONFIG_FILE)
-                if text is not None:
-                    texts.setdefault(name, text)
-        return {name: texts[name] for name in SPECIAL if name in texts}
+        return read_special(self.directory).names
 
     @property
     def bos_token(self) -> str | None:
@@ -211,33 +199,3 @@ def _turn(position: int, message: Any) -> Turn:
     if fields.keys() != {"role", "content"} or not isinstance(role, str) or not isinstance(content, str):
         raise RequestError(f"messages[{position}]: expected a mapping with the texts role and content")
     return Turn(role=role, content=content)  # type: ignore[arg-type] # the template refuses roles that it does not know
-
-
-def _token(fields: Mapping[str, Any], name: str, where: str, *, plain: bool) -> str | None:
-    """Return the text of a special token, None where there is none; raise RequestError for what is no token.
-
-    ``plain``: a mapping needs no ``__type`` to be an AddedToken.
-    """
-    value = fields.get(name)
-    is_token = isinstance(value, dict) and (plain or value.get("__type") == "AddedToken")
-    text = value.get("content") if isinstance(value, dict) and is_token else value
-    if text is not None and not isinstance(text, str):
-        raise RequestError(
-            f"{where}: found {type(value).__name__}, expected a text, or an AddedToken with a text as content"
-        )
-    return text
-
-
-def _fields(directory: Path, name: str) -> dict[str, Any]:
-    """Return the fields of a JSON file beside the tokenizer; nothing where there is none. Raise RequestError."""
-    try:
-        fields = json.loads(read_inside(directory, name, MOST_CONFIG_BYTES))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise RequestError(f"{directory / name}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{directory / name}: cannot be read: {error}") from error
-    if not isinstance(fields, dict):
-        raise RequestError(f"{directory / name}: found {type(fields).__name__}, expected a mapping")
-    return fields

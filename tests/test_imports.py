@@ -80,8 +80,9 @@ ROOMS = {
     "runtime.errors": set(),
     "runtime.sampling": {"runtime.errors"},
     "runtime.request": {"runtime.errors", "runtime.sampling"},
-    "runtime.text": {"runtime.errors", "runtime.request"},
-    "runtime.chat": {"runtime.errors"},
+    "runtime.special_tokens": {"runtime.errors"},
+    "runtime.text": {"runtime.errors", "runtime.request", "runtime.special_tokens"},
+    "runtime.chat": {"runtime.errors", "runtime.special_tokens"},
     "runtime.comm": {"runtime.errors"},
     "runtime.image": {"runtime.errors"},
     "runtime.model": {"runtime.errors", "runtime.sampling", "runtime.comm", "runtime.image"},
@@ -92,7 +93,9 @@ ROOMS = {
         *("runtime.errors", "runtime.request", "runtime.text", "runtime.comm", "runtime.image", "runtime.model"),
         *("runtime.decode", "runtime.sampling"),
     },
-    "runtime.tokenizer": {"runtime.errors", "runtime.request", "runtime.text", "runtime.chat"},
+    "runtime.tokenizer": {
+        *("runtime.errors", "runtime.request", "runtime.text", "runtime.chat", "runtime.special_tokens"),
+    },
     "runtime.generation": {"runtime.request"},
     "runtime.continuous": {"runtime.errors", "runtime.generation", "runtime.request", "runtime.processes"},
     "runtime.engine": {

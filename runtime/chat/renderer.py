@@ -2,14 +2,16 @@
 
     python renderer.py SECONDS     one message per line of stdin, one answer per line of stdout, both JSON
 
-    {"config": text or null, "source": text or null}  ─►  {"ready": true}, or {"error": reason, "of": ...}
-    {"messages": [...], "add_generation_prompt": true} ─►  {"text": ...},   or {"error": reason, "of": ...}
+    {"config": text or null, "map": ..., "source": ...} ─►  {"ready": true}, or {"error": reason, "of": ...}
+    {"messages": [...], "add_generation_prompt": true}  ─►  {"text": ...},   or {"error": reason, "of": ...}
 
-``of``: ``config`` or ``template``, of which the reason speaks.
+``of``: ``config``, ``map`` or ``template``, of which the reason speaks.
 
-``config`` is the text of ``tokenizer_config.json``, ``source`` that of ``chat_template.jinja``. The template runs in a
-sandbox, with the variables and functions that transformers gives it: ``messages``, ``add_generation_prompt``, the
-special tokens by name, ``raise_exception``, ``strftime_now``, and a ``tojson`` that does not escape non-ASCII letters.
+``config`` is the text of ``tokenizer_config.json``, ``map`` that of ``special_tokens_map.json``, whose fields take the
+places of the config's where that has no ``added_tokens_decoder``, ``source`` that of ``chat_template.jinja``. The
+template runs in a sandbox, with the variables and functions that transformers gives it: ``messages``,
+``add_generation_prompt``, the special tokens by name, ``raise_exception``, ``strftime_now``, and a ``tojson`` that does
+not escape non-ASCII letters.
 """
 
 import datetime
@@ -49,6 +51,10 @@ class TemplateRefused(Refused):
     """A template that is none, or cannot be rendered: of the file that it was read from."""
 
 
+class MapRefused(Refused):
+    """A ``special_tokens_map.json`` that is none."""
+
+
 class _Generation(jinja2.ext.Extension):
     """``{% generation %}...{% endgeneration %}``: what the assistant says, which training counts; rendered as it is.
 
@@ -70,10 +76,13 @@ class _Generation(jinja2.ext.Extension):
 class Renderer:
     """A chat template with the special tokens of its tokenizer."""
 
-    def __init__(self, config_text: str | None, source: str | None) -> None:
+    def __init__(self, config_text: str | None, map_text: str | None, source: str | None) -> None:
         config = {} if config_text is None else _parse(config_text)
         source = _default_template(config) if source is None else source
         self._tokens = _special_tokens(config)
+        if map_text is not None and "added_tokens_decoder" not in config:
+            kept = {name: config[name] for name in config if name not in STANDARD and name in self._tokens}
+            self._tokens |= _of_map(map_text) | {name: text for name, text in kept.items() if isinstance(text, str)}
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
         )
@@ -107,12 +116,13 @@ def main() -> None:
         answer: dict[str, object]
         try:
             if renderer is None:
-                renderer = Renderer(message["config"], message["source"])
+                renderer = Renderer(message["config"], message["map"], message["source"])
                 answer = {"ready": True}
             else:
                 answer = {"text": renderer.render(message["messages"], message["add_generation_prompt"])}
         except Refused as error:
-            answer = {"error": str(error), "of": "template" if isinstance(error, TemplateRefused) else "config"}
+            of = {TemplateRefused: "template", MapRefused: "map"}.get(type(error), "config")
+            answer = {"error": str(error), "of": of}
         sys.stdout.write(f"{json.dumps(answer)}\n")
         sys.stdout.flush()
 
@@ -194,6 +204,22 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
         if name in VARIABLES:
             raise Refused(f"{field}.{name}: a template has another variable of that name")
         tokens[name] = text
+    return tokens
+
+
+def _of_map(text: str) -> dict[str, str]:
+    """Return the special tokens that ``special_tokens_map.json`` names; raise MapRefused for one that is no token."""
+    try:
+        fields = _parse(text)
+    except Refused as error:
+        raise MapRefused(str(error)) from error
+    tokens: dict[str, str] = {}
+    for name, value in fields.items():
+        token = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and token is not None:
+            if not isinstance(token, str):
+                raise MapRefused(f"{name[:MOST_NAME]}: {NO_TOKEN}")
+            tokens[name] = token
     return tokens
 
 

@@ -16,11 +16,9 @@ from typing import Any, Literal
 
 from plans.files import read_inside
 from runtime.errors import RequestError
+from runtime.special_tokens import CONFIG_FILE, MAP_FILE, MOST_CONFIG_BYTES
 
-CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
-MOST_CONFIG_BYTES = 16 << 20
-"""Largest ``tokenizer_config.json``; those of vocabularies with thousands of added tokens have a few MB."""
 MOST_TEMPLATE_BYTES = 1 << 20
 MOST_ANSWER_BYTES = 64 << 20
 """Longest answer of the renderer, which bounds the text that it holds."""
@@ -58,7 +56,7 @@ class ChatTemplate:
         """Load the template; raise RequestError where it cannot be read within the limits, TemplateMissing where there
         is none."""
         self._config_file = directory / CONFIG_FILE
-        self._config = _read(self._config_file, MOST_CONFIG_BYTES)
+        self._config, self._map = (_read(directory / name, MOST_CONFIG_BYTES) for name in (CONFIG_FILE, MAP_FILE))
         self._source = _read(directory / TEMPLATE_FILE, MOST_TEMPLATE_BYTES)
         self._template_place = (
             f"{self._config_file}: chat_template" if self._source is None else str(directory / TEMPLATE_FILE)
@@ -78,7 +76,7 @@ class ChatTemplate:
             start_new_session=True,
         )
         self._end = weakref.finalize(self, _end, self._renderer)
-        self._ask({"config": self._config, "source": self._source})
+        self._ask({"config": self._config, "map": self._map, "source": self._source})
 
     def render(self, turns: Sequence[Turn], *, generation_prompt: bool = True) -> str:
         """Return the text of a conversation; raise RequestError.
@@ -106,7 +104,8 @@ class ChatTemplate:
                 "chat template, so prompt without --chat"
             )
         if reason is not None:
-            place = self._template_place if answer["of"] == "template" else self._config_file
+            files = {"template": self._template_place, "map": self._config_file.with_name(MAP_FILE)}
+            place = files.get(answer["of"], self._config_file)
             raise RequestError(f"{place}: {reason}")
         return answer
 
