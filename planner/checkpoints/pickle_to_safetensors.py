@@ -18,9 +18,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from plans.deferred import unused_deferred
 from plans.safetensors_header import TensorEntry, encode_header
+
+with unused_deferred():
+    import torch
 
 DTYPES = {
     torch.bool: "BOOL",

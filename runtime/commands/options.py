@@ -12,10 +12,10 @@ import click
 
 from plans import numbers
 from plans.console import verbosity
+from plans.deferred import unused_deferred
 from plans.format import quote
 from plans.process import importing
 from plans.terminal import err
-from runtime.commands.deferred import unused_deferred
 from runtime.errors import MachineError
 
 ADDRESS_SPACE = 10**9

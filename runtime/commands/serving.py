@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from runtime.commands import placement
 from runtime.commands.options import load_torch_module_in_thread, to_stderr
 from runtime.errors import RequestError
 from runtime.image.verify import check_images
+from runtime.processes import fork_server
 from runtime.processes.torchrun import Torchrun
 from runtime.serve.server import run
 from runtime.serve.settings import Settings, is_loopback
@@ -104,6 +106,9 @@ def _engine(plan: Plan, directory: Path, report: Callable[[str], object], *, ver
     """Import torch and load the plan, in a thread, while the server says that it is loading."""
     report("loading torch")
     # a fork server, because a process with threads and connections is not to be forked
+    if len(plan.devices) > 1:
+        with suppress(OSError):  # the ranks then cannot be started either, and that is refused
+            fork_server.start()
     engine: Engine = load_torch_module_in_thread("runtime.engine").Engine.load(
         plan, directory, verify=verify, report=report
     )

@@ -2,6 +2,7 @@
 
     serving          a plan's ranks as the engine sees them: one in this process, or one process per device
       launch         starts and ends the rank processes of this host
+        fork_server  process that forks them; preloaded: what it imports
       supervisor     thread that receives what ranks send and finds the first failure
         watchdog     decides which rank is to blame when nothing makes progress
         requests     counts what ranks were asked and have finished; shared by caller and supervisor, under a lock

@@ -25,6 +25,7 @@ from plans.schema import Plan
 from runtime.comm.meeting import Rendezvous
 from runtime.comm.progress import Status
 from runtime.errors import MachineError
+from runtime.processes import fork_server
 from runtime.processes.inbox import Packet
 from runtime.processes.rank_process import RankArguments, Starter, run_rank
 
@@ -67,8 +68,6 @@ class Ranks:
         system gives no more processes, files or memory.
         """
         context: Any = multiprocessing.get_context(method)
-        if method == "forkserver":
-            context.set_forkserver_preload(["runtime.processes.rank_process"])
         starter: Starter = "main thread" if threading.current_thread() is threading.main_thread() else "thread"
         if method == "forkserver":
             starter = "server"
@@ -78,6 +77,8 @@ class Ranks:
         self.processes: dict[int, RankProcess] = {}
         _RANKS.add(self)
         try:
+            if method == "forkserver":
+                fork_server.start()
             for rank in ranks:
                 with defer_signals(signal.SIGINT, signal.SIGTERM), main_module_hidden():
                     own, other = context.Pipe(duplex=True)

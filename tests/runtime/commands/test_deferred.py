@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 PROGRAM = """if True:
     import sys
-    from runtime.commands.deferred import UNUSED, Deferred
+    from plans.deferred import UNUSED, Deferred
     from runtime.commands.options import load_torch_module
     before = list(sys.meta_path)
     load_torch_module("runtime.engine")

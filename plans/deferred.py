@@ -1,4 +1,4 @@
-"""Parts of torch that a command never uses, imported when somebody uses them after all.
+"""Parts of torch that no process of ours uses, imported when somebody uses them after all.
 
 ``import torch`` imports them for their names, and one for what it registers. ``importlib.util.LazyLoader`` would import
 them as soon as they are looked at, which ``from torch import export`` does.
@@ -15,8 +15,8 @@ from typing import Any
 UNUSED = frozenset(
     {"torch._meta_registrations", "torch.distributions", "torch.export", "torch.masked", "torchgen.model"}
 )
-"""A third of the time of ``import torch``. The first registers the shapes of results for tensors without data, which no
-command has; nothing ever asks it for a name."""
+"""A third to a half of ``import torch``. The first registers shapes of results for tensors without data,
+which neither a command nor a rank has; nothing ever asks it for a name, so it is not deferred in a user's process."""
 
 
 class Deferred(ModuleType):
