@@ -31,7 +31,7 @@ from planner.api import measuring
 from planner.api.planning import request_of, solved
 from planner.demo_model import DEFAULT_HEAD
 from planner.errors import InfeasibleError
-from planner.problem.placed import parts_ns, plain_step_ns
+from planner.problem.placed import messages_ns, parts_ns, plain_step_ns
 from planner.request import Wanted
 from planner.solver.minimise import Settings
 from plans.format import format_bytes
@@ -42,6 +42,8 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 HEADING = "## Predicted and measured steps on a CPU"
 DEVICES = (1, 2, 4)
 PHASES = ("draft", "verify, commit", "collectives", "step")
+TOLERANCE = 0.15
+"""Of a predicted time, relative to the measured one."""
 KV_ROWS = 256
 """Positions of the context and nodes of the tree: a whole number of blocks, as whose rows attention is counted."""
 NEW_TOKENS = 24
@@ -91,6 +93,20 @@ class Timed:
                 self.modes[mode["name"]] = phases
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """Times of the phases of a mode's steps."""
+
+    title: str
+    mode: str
+    phases: dict[str, dict[str, Any]]
+    """By PHASES, with ``best_ns`` and ``predicted_ns``."""
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        return self.title, self.mode, *map(cell, self.phases.values())
+
+
 def measured_inventory(count: int) -> Any:
     """Return the inventory of so many CPU devices with measured figures; say what was measured."""
     devices = [{"id": f"cpu{n}", "type": "cpu", "memory": "1 GiB", "bandwidth": "20 GB/s"} for n in range(count)]
@@ -129,22 +145,42 @@ def planned(subject: Subject, data: Any, tree: Tree, directory: Path) -> Plan:
     sys.exit(f"{subject.name}: no plan on {len(host['devices'])} devices with {format_bytes(nbytes)} each")
 
 
-def rows(timed: Timed) -> Iterator[tuple[str, ...]]:
+def rows(timed: Timed) -> Iterator[Row]:
     """Yield a row of the table for each mode."""
     for name, phases in timed.modes.items():
         both_ns = phases["verify"]["best_ns"] + phases["commit"]["best_ns"]  # which is predicted with the lm_head
         verify, whole = phases["verify"] | {"best_ns": both_ns}, phases["step"]
+        options = timed.plan.options if name == "eagle" else replace(timed.plan.options, tree=None)
         if name == "plain":  # which a plan with a tree has no phases of
-            plain = replace(timed.plan.options, tree=None)
-            verify |= {"predicted_ns": sum(parts_ns(timed.plan, plain))}
             whole = whole | {"predicted_ns": plain_step_ns(timed.plan)}
-        phases = phases | {"verify, commit": verify, "step": whole}
-        yield timed.title, name, *(cell(phases.get(phase)) for phase in PHASES)
+        # a part's time is predicted with what it receives, and measured from when that has arrived
+        hops_ns, features_ns, message_ns = messages_ns(timed.plan, options)
+        verify |= {"predicted_ns": sum(parts_ns(timed.plan, options)) - hops_ns - message_ns}
+        draft, sent = phases["draft"], phases["collectives"]
+        if draft["predicted_ns"]:
+            draft = draft | {"predicted_ns": draft["predicted_ns"] - features_ns}
+        sent = sent | {"predicted_ns": hops_ns + features_ns + message_ns}
+        yield Row(title=timed.title, mode=name, phases=dict(zip(PHASES, (draft, verify, sent, whole), strict=True)))
 
 
-def cell(row: dict[str, Any] | None) -> str:
+def within(every: Sequence[Row]) -> str:
+    """Return how many of the predicted times are within TOLERANCE of the measured ones, by phase."""
+    words = []
+    for phase in PHASES:
+        ratios = [ratio for ratio in (predicted_over_measured(row.phases[phase]) for row in every) if ratio is not None]
+        near = sum(abs(ratio - 1) <= TOLERANCE for ratio in ratios)
+        words.append(f"{phase} {near} of {len(ratios)}")
+    return f"within {TOLERANCE:.0%}: {'; '.join(words)}"
+
+
+def predicted_over_measured(phase: dict[str, Any]) -> float | None:
+    """Return the ratio of the times of a phase; None where one of them is none."""
+    return phase["predicted_ns"] / phase["best_ns"] if phase["best_ns"] and phase["predicted_ns"] else None
+
+
+def cell(row: dict[str, Any]) -> str:
     """Return measured ms, and where any are predicted, predicted ms and predicted / measured."""
-    if row is None or not row["best_ns"]:
+    if not row["best_ns"]:
         return ""
     measured_ns, predicted_ns = row["best_ns"], row["predicted_ns"]
     if not predicted_ns:
@@ -156,7 +192,7 @@ def table(every: Sequence[Timed]) -> list[str]:
     """Return the table in Markdown."""
     titles = ("plan", "mode", *PHASES)
     lines = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"]
-    return lines + [f"| {' | '.join(row)} |" for timed in every for row in rows(timed)]
+    return lines + [f"| {' | '.join(row.cells)} |" for timed in every for row in rows(timed)]
 
 
 def title_of(subject: Subject, plan: Plan, tree: Tree) -> str:
@@ -228,7 +264,7 @@ def first_round(arguments: argparse.Namespace, directory: Path) -> Iterator[Time
                 timed = Timed(title=title_of(subject, plan, tree), directory=own, plan=plan)
                 timed.bench()
                 for row in rows(timed):
-                    say(" | ".join(row))
+                    say(" | ".join(row.cells))
                 yield timed
 
 
@@ -240,7 +276,7 @@ def report(every: Sequence[Timed], write_it: bool) -> None:
         f"{today:%-d %B %Y}, `python tools/bench_predicted.py`, {cores} cores: measured ms, predicted ms: predicted / "
         "measured, of the fastest tenth of the steps."
     )
-    lines = [words, "", *table(every)]
+    lines = [words, "", *table(every), "", f"{within([row for timed in every for row in rows(timed)])}."]
     print("\n".join(lines))
     if write_it:
         write(lines)

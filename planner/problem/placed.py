@@ -6,7 +6,7 @@ its certificate says. Another placement may be faster.
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from planner.costs.shares import BaseShares, DraftShares, kinds_of
@@ -36,6 +36,17 @@ def parts_ns(plan: Plan, options: Options) -> tuple[int, int, int]:
     return _Placed(plan, options, plan.draft if options.tree is not None else None).parts_ns()
 
 
+def messages_ns(plan: Plan, options: Options) -> tuple[int, int, int]:
+    """Return the time of what is sent in a step with other options on a plan's placement, in ns: to the parts of the
+    base, of the features that the drafter is sent, and of the step message.
+
+    The first is in the times of the base's parts, the second in that of the drafter, the last in that of the lm_head.
+    """
+    draft = plan.draft if options.tree is not None else None
+    placed = _Placed(plan, options, draft)
+    return placed.hops_ns(), 0 if draft is None else _features_ns(plan, options, placed), placed.step_message_ns()
+
+
 def base_ns(plan: Plan, options: Options, draft: Draft | None) -> int:
     """Return the time of all but the drafter in a step with other options on a plan's placement, in ns."""
     return _Placed(plan, options, draft).ns()
@@ -58,9 +69,7 @@ def draft_ns(plan: Plan, options: Options) -> int:
     links, group = placed.links, placed.device_set(placement.devices)
     members, kv = group.devices, kv_shares(placement, placement.kv_heads)
     sizes = placement.kv_subgroups or (1,) * len(members)
-    total = placed.receive(
-        placed.device_set(plan.head.devices), group, step.step_features(plan.model, draft, options).nbytes
-    )
+    total = _features_ns(plan, options, placed)
     for number, (forward, times) in enumerate(shares.passes):
         slowest = 0
         for subgroup in _subgroups(members, sizes):
@@ -77,6 +86,14 @@ def draft_ns(plan: Plan, options: Options) -> int:
     quantum_ns = placed.quanta.ns(members)
     total += slowest_ns(placement.mlp_units, units_ps, quantum_ns) + slowest_ns(bundles, bundle_ps, quantum_ns)
     return total + passes_ns(shares, links, members)
+
+
+def _features_ns(plan: Plan, options: Options, placed: "_Placed") -> int:
+    draft, placement = plan.draft, plan.draft_placement
+    assert draft is not None
+    assert placement is not None
+    head, group = (placed.device_set(devices) for devices in (plan.head.devices, placement.devices))
+    return placed.receive(head, group, step.step_features(plan.model, draft, options).nbytes)
 
 
 class _Placed:
@@ -99,25 +116,33 @@ class _Placed:
         receives.
         """
         plan, shares, links = self.plan, self.shares, self.links
-        hidden, hop = (
-            step.hidden_bytes(shares.model, shares.options),
-            step.hop_bytes(shares.model, shares.draft, shares.options),
-        )
-        before, stages_ns = self.device_set(plan.embed.devices), 0
-        embed_ns = fixed_embed_ns(shares, links, before.devices) + links.all_reduce_ns(before.devices, hidden)
-        for number, stage in enumerate(plan.stages):
-            group = self.device_set(stage.devices)
-            received = self._hop(before, group, hop) if number else self.receive(before, group, hidden)
-            stages_ns += received + self._stage_ns(stage)
-            before = group
+        embed, hidden = self.device_set(plan.embed.devices), step.hidden_bytes(shares.model, shares.options)
+        embed_ns = fixed_embed_ns(shares, links, embed.devices) + links.all_reduce_ns(embed.devices, hidden)
+        *hops, to_head = self._hops()
+        stages_ns = sum(hops) + sum(map(self._stage_ns, plan.stages))
         head = self.device_set(plan.head.devices)
         bundle_ps = tuple(map(shares.rows(self.row_unit).ps, links.at_work(head.devices)))
         bundles = tuple(rows // self.row_unit for rows in plan.head.rows)
         rows_ns = slowest_ns(bundles, bundle_ps, self.quanta.ns(head.devices))
         gathered = step.best_bytes(shares.options)
-        head_ns = self.receive(before, head, hop) + fixed_head_ns(shares, links, head.devices)
-        head_ns += links.broadcast_ns(head.devices, gathered) + rows_ns + self._messages_ns()
+        head_ns = to_head + fixed_head_ns(shares, links, head.devices)
+        head_ns += links.broadcast_ns(head.devices, gathered) + rows_ns + self.step_message_ns()
         return embed_ns, stages_ns, head_ns
+
+    def hops_ns(self) -> int:
+        """Return the time of what stages and lm_head receive."""
+        return sum(self._hops())
+
+    def _hops(self) -> Iterator[int]:
+        """Yield the time of what each stage receives, and the lm_head."""
+        hidden = step.hidden_bytes(self.shares.model, self.shares.options)
+        hop = step.hop_bytes(self.shares.model, self.shares.draft, self.shares.options)
+        before = self.device_set(self.plan.embed.devices)
+        for number, stage in enumerate(self.plan.stages):
+            group = self.device_set(stage.devices)
+            yield self._hop(before, group, hop) if number else self.receive(before, group, hidden)
+            before = group
+        yield self.receive(before, self.device_set(self.plan.head.devices), hop)
 
     def _stage_ns(self, stage: Stage) -> int:
         """Return the time of a stage's layers as :mod:`planner.solver.certify` counts it, without what it receives.
@@ -170,7 +195,7 @@ class _Placed:
         receive = self.links.receive(group, message_bytes)
         return receive.near_ns if before.hosts == group.hosts else receive.far_ns
 
-    def _messages_ns(self) -> int:
+    def step_message_ns(self) -> int:
         """Return the time of the step message: to the other devices in use of each host, and to each host but one."""
         used = sorted({self.links.fabric.host_of[self.index[device.id]] for device in self.plan.devices})
         counts = {
