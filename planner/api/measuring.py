@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -57,6 +58,9 @@ BENCH = ("--json", "--quiet", "--repeats", "3", "--prompt-tokens", "216", "--max
 FEW_LAYERS = 2
 """Layers of a second model, by whose time that of a layer and that of a stage are told apart."""
 BENCHES = 3
+LEAST_BENCHES = 2
+BENCHES_S = 24
+"""Time after which no further runs are begun, but for the least: all is to take a minute."""
 UNIT_NS = 1_000_000
 Change = Callable[[Device], Device]
 
@@ -93,7 +97,7 @@ def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     ``where`` names the file. Raise InputError for what is no inventory of one machine with a CPU device, and
     DetectionError where a command fails.
     """
-    inventory = parse_inventory(data, where)
+    inventory, began = parse_inventory(data, where), time.monotonic()
     if len(inventory.hosts) > 1 and (inventory.network is None or inventory.network.link_class != "shm"):
         raise InputError(
             f"{where}: several hosts, and only this machine can be measured: measure an inventory of each host on it, "
@@ -115,7 +119,8 @@ def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
         for host in data["hosts"]
     ]
     network = {"network": data["network"] | {"measured": link_data(link)}} if link and "network" in data else {}
-    return data | {"hosts": hosts} | network, tuple(_lines(samples, cpus, others))
+    took = f"took {time.monotonic() - began:.0f} s"
+    return data | {"hosts": hosts} | network, (*_lines(samples, cpus, others), took)
 
 
 # ---- fixed times ----
@@ -142,7 +147,10 @@ def demo_steps(at_once: Iterable[int], threads: int) -> dict[int, Steps]:
             own = Path(name) / f"{count}"
             own.mkdir()
             steps[count] = Steps(whole=demo_plan(own / "whole", count), few=few_plan(own / "few", count), runs=[])
-        for _ in range(BENCHES):
+        ends = time.monotonic() + BENCHES_S
+        for number in range(BENCHES):
+            if number >= LEAST_BENCHES and time.monotonic() > ends:
+                break
             for count, own_steps in steps.items():
                 own = Path(name) / f"{count}"
                 with _on_cores(count * threads):

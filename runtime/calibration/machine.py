@@ -41,10 +41,11 @@ MESSAGES = (1 << 10, 1 << 16)
 """Bytes of a sum: one whose time is latency, and one of several rows of a large model."""
 SUM_REPEATS = 12
 """Sums of each size in a round."""
-ROUNDS = 6
+ROUNDS = 24
 LEAST_ROUNDS = 2
-PART_OF_ROUNDS = 0.25
-"""Part of the time within which all is to be done after which no further round is begun, but for the least."""
+ROUNDS_S, PART_OF_ROUNDS = 8, 0.25
+"""Seconds, and the part of the time within which all is to be done, after the first of which no further round is begun,
+but for the least."""
 PAUSE_S = 0.002
 """Time before a message after which its receivers sleep (``runtime.comm.shared_memory``: 50 us)."""
 PAUSES = 6
@@ -253,6 +254,7 @@ def _serve(
         if rank < members
     }
     products.samples(together.wait, 1)  # warms up
+    last_round = ends - within_s + min(ROUNDS_S, PART_OF_ROUNDS * within_s)
     rounds = list[_Round]()
     while not ended.is_set():
         own, rows, scored = dict[int, Spans](), dict[int, list[Span]](), dict[int, ScoreSpans]()
@@ -270,7 +272,7 @@ def _serve(
         together.wait()
         messages = list(_messages(groups[2], rank)) if 2 in groups else []
         rounds.append(_Round(products=own, rows=rows, scores=scored, sums=sums, messages=messages))
-        late = len(rounds) >= LEAST_ROUNDS and time.monotonic() > ends - (1 - PART_OF_ROUNDS) * within_s
+        late = len(rounds) >= LEAST_ROUNDS and time.monotonic() > last_round
         if rank == 0 and (late or len(rounds) == ROUNDS):
             ended.set()
         together.wait()
