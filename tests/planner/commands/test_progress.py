@@ -10,7 +10,7 @@ from rich.console import Console
 from planner import cli
 from planner.commands import progress
 from planner.commands.progress import Lines, shown, trying
-from tests.planner.images.test_compile import two_stages
+from tests.planner.images.two_stages import two_stages
 
 
 def test_lines_have_bytes_rate_and_time_left() -> None:

@@ -14,8 +14,8 @@ from planner.cli import main
 from planner.families import load_base, load_draft
 from planner.images.compile import compile_plan
 from planner.images.provenance import ByteRuns, Origin, provenance
-from tests.planner.images.test_compile import images_of, save, two_stages
 from tests.planner.images.test_compile_families import two_devices
+from tests.planner.images.two_stages import images_of, save, two_stages
 from tests.planner.tiny_checkpoints import saved
 
 WIDTHS = {"F32": torch.float32, "I64": torch.int64}
