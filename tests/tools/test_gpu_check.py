@@ -16,7 +16,8 @@ from torch import Tensor
 
 from runtime.decode.messages import Channel
 from runtime.model.triton_kernels import launch
-from tests.runtime.meta import CUDA, AsCuda, Watch, silent_messages
+from tests.runtime.meta import CUDA, AsCuda, Watch
+from tests.runtime.meta_steps import silent_messages
 
 TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))

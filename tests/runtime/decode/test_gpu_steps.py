@@ -3,7 +3,6 @@
 import dataclasses
 import random
 from collections.abc import Callable
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -12,24 +11,17 @@ from torch import Tensor
 
 from planner.costs.fixed_work import CAPTURED, ENGINE_LAYER, LAUNCH_NS
 from plans import codec, launches
-from plans.buffers import Buffer, device_buffers
-from plans.graphs import POOL, captures
 from plans.kv import KvShare
-from plans.schema import Device, DType, KvAxis, KvDType, LayerClass, Plan, Run, Tree, WeightFormat
-from plans.step import CONVERTED_ROWS, fed_rows, layer_class
+from plans.schema import KvAxis, LayerClass, Plan, Run, Tree, WeightFormat
+from plans.step import fed_rows, layer_class
 from runtime.decode.messages import Channel
 from runtime.decode.work import Mode
 from runtime.model.triton_kernels import launch, rowwise
 from runtime.sampling import Sampling
-from tests.plan_factory import TREE, Group, even, group, make_device, make_draft, make_model, make_plan
-from tests.runtime.meta import CUDA, META, AsCuda, Result, Watch, on_meta, stepper_on_meta
-
-PLANS = Path(__file__).parents[3] / "plans"
-MODELS = {
-    "GQA": make_model(num_layers=2, num_heads=32, num_kv_heads=8, head_dim=128, hidden_size=256),
-    "MHA": make_model(num_layers=2, num_heads=16, num_kv_heads=16, head_dim=64, hidden_size=256),
-    "one KV head of 256": make_model(num_layers=2, num_heads=8, num_kv_heads=1, head_dim=256, hidden_size=256),
-}
+from tests.plan_factory import TREE, Group, even, group, make_draft, make_model, make_plan
+from tests.runtime.decode.gpu_plans import MODELS, PLANS, assert_planned, faults, gpu, scratch
+from tests.runtime.meta import CUDA, META, AsCuda, Watch
+from tests.runtime.meta_steps import on_meta, stepper_on_meta
 
 
 def committed() -> list[tuple[str, int]]:
@@ -42,31 +34,6 @@ def committed() -> list[tuple[str, int]]:
             (file.parent.name, rank) for rank in dict.fromkeys(ranks if len(ranks) < 4 else (ranks[0], ranks[-1]))
         ]
     return cases
-
-
-def gpu(device_id: str) -> Device:
-    return dataclasses.replace(make_device(device_id, memory_bytes=1 << 37), type="gpu", kind="cuda")
-
-
-def scratch(plan: Plan, rank: int) -> int:
-    return sum(buffer.nbytes for buffer in temporaries(plan, rank) if buffer.name != POOL)
-
-
-def temporaries(plan: Plan, rank: int) -> list[Buffer]:
-    return [buffer for buffer in device_buffers(plan, plan.devices[rank].id) if buffer.scratch]
-
-
-def assert_planned(plan: Plan, rank: int, run: Result) -> None:
-    """Assert that temporaries are within the plan, and those of a step within the pool of captured steps."""
-    assert 0 < run.peak <= scratch(plan, rank)
-    pools = [buffer.nbytes for buffer in temporaries(plan, rank) if buffer.name == POOL]
-    assert len(pools) == captures(plan)
-    assert all(0 < run.step_peak <= pool for pool in pools)
-
-
-def faults(run: Result) -> list[str]:
-    """Return the operations that mix devices or make the host wait."""
-    return [*(fault for trace in run.traces for fault in (*trace.mixed, *trace.waits))]
 
 
 @pytest.mark.parametrize(("name", "rank"), committed())
@@ -347,65 +314,3 @@ def test_the_watch_sees_what_it_is_there_for() -> None:
         rowwise.norm(rows, torch.empty(8), 1e-5)
     assert watch.trace.mixed == ["norm_kernel on ['cpu', 'meta']"]
     assert watch.trace.kernels["norm_kernel"] == 2
-
-
-@pytest.mark.parametrize("context", [1 << 10, 1 << 13, 1 << 16])
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize(("dtype", "kv_dtype"), [("bfloat16", "bfloat16"), ("float16", "float8_e4m3fn")])
-def test_temporaries_are_planned_at_every_context(model: str, context: int, dtype: DType, kv_dtype: KvDType) -> None:
-    base = MODELS[model]
-    plan = make_plan(
-        base, [group(base, ["a"], base.num_layers)], draft=make_draft(base, kind="eagle"), devices=[gpu("a")],
-        context=context, dtype=dtype, kv_dtype=kv_dtype, prefill_chunk=512,
-    )  # fmt: skip
-    run = on_meta(plan, 0, [context - 20], cached=context - 600)
-    assert faults(run) == []
-    assert max(rows for trace in run.traces for _, rows, _ in trace.attentions) >= context
-    assert max(splits for trace in run.traces for *_, splits in trace.attentions) in (5, 16)
-    assert_planned(plan, 0, run)
-
-
-@pytest.mark.parametrize("batch", [2, 3, 5])
-@pytest.mark.parametrize(
-    ("dtype", "kv_dtype"), [("bfloat16", "bfloat16"), ("float32", "float8_e4m3fn"), ("bfloat16", "int8")]
-)
-def test_temporaries_of_a_batch_are_planned(batch: int, dtype: DType, kv_dtype: KvDType) -> None:
-    base = MODELS["GQA"]
-    plan = make_plan(
-        base, [group(base, ["a"], base.num_layers)], draft=make_draft(base, kind="eagle", num_kv_heads=16),
-        devices=[gpu("a")], context=9000, dtype=dtype, kv_dtype=kv_dtype, prefill_chunk=128, batch=batch,
-    )  # fmt: skip
-    run = on_meta(plan, 0, [8000, *range(20, 18 + batch)], cached=7800)
-    assert faults(run) == []
-    assert_planned(plan, 0, run)
-
-
-@pytest.mark.parametrize("kv_dtype", ["bfloat16", "float8_e4m3fn", "int8"])
-@pytest.mark.parametrize("axis", ["heads", "context", "head_dim", "batch"])
-def test_temporaries_of_devices_that_divide_kv_heads_are_planned(axis: KvAxis, kv_dtype: KvDType) -> None:
-    base, names = MODELS["one KV head of 256"], ("a", "b")
-    units = base.layers[0].mlp.units
-    run = Run(num_layers=base.num_layers, kv_heads=(1, 1), mlp_units=even(units, 2))
-    plan = make_plan(
-        base, [Group(devices=names, runs=(run,), axis=axis, subgroups=(2,))], draft=make_draft(base, kind="eagle"),
-        context=9000,
-        devices=[dataclasses.replace(gpu(name), ordinal=number) for number, name in enumerate(names)],
-        dtype="bfloat16", kv_dtype=kv_dtype, prefill_chunk=256, batch=2,
-    )  # fmt: skip
-    for rank in range(2):
-        result = on_meta(plan, rank, [6000, 100], cached=5700)
-        assert faults(result) == []
-        assert_planned(plan, rank, result)
-
-
-def test_a_converted_cache_takes_memory_for_a_block_of_rows_on_a_cpu_alone() -> None:
-    base = MODELS["GQA"]
-
-    def of(device: Device, context: int) -> list[int]:
-        plan = make_plan(base, [group(base, ["a"], base.num_layers)], devices=[device], context=context,
-                         dtype="bfloat16", kv_dtype="float8_e4m3fn")  # fmt: skip
-        return [buffer.nbytes for buffer in device_buffers(plan, "a") if buffer.name == "scratch.kv"]
-
-    cpu = make_device("a", memory_bytes=1 << 37)
-    assert of(cpu, 1 << 14) == of(cpu, 1 << 17) == [CONVERTED_ROWS * 2 * 8 * 128 * 2]
-    assert of(gpu("a"), 1 << 14) == []

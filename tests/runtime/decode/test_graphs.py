@@ -26,7 +26,8 @@ from runtime.image.buffers import Memory
 from runtime.model.triton_kernels import launch
 from runtime.sampling import Sampling
 from tests.plan_factory import TREE, Group, even, group, make_device, make_draft, make_model, make_plan, shared_draft
-from tests.runtime.meta import CUDA, AsCuda, MetaSlots, SilentMaker, Watch, silent_messages
+from tests.runtime.meta import CUDA, AsCuda, Watch
+from tests.runtime.meta_steps import MetaSlots, SilentMaker, silent_messages
 
 MODEL = make_model(num_layers=7, num_heads=8, num_kv_heads=4, head_dim=64, hidden_size=256)
 SMALL = Tree(kind="static", total_token=4, depth=1, top_k=2, paths=((0,), (1,), (0, 1)))
