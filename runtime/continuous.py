@@ -6,7 +6,8 @@
         batching.drain()
 
 ``deliver`` is called in the thread that drives the ranks, and must return at once: with each `Piece`, and at last
-exactly once with a `Generation`, or with the RuntimeRefusal that ended the request.
+exactly once with a `Generation`, or with the RuntimeRefusal that ended the request. What it raises goes to
+``threading.excepthook`` and ends its own request alone, of which it hears no more.
 """
 
 import threading
@@ -50,12 +51,27 @@ class Job:
     def __init__(self, number: int, request: Request, deliver: Deliver, cancel: Callable[[int], object]) -> None:
         self.number, self.request, self.deliver = number, request, deliver
         self._cancel = cancel
+        self._hears = True
+        """False: ``deliver`` has raised."""
         self.rows = len(request.prompt_ids)
         """Positions of its sequence."""
 
     def cancel(self) -> None:
         """End the output with the current step; do nothing where it has ended. May be called from any thread."""
         self._cancel(self.number)
+
+    def tell(self, event: Event) -> None:
+        """Deliver an event; what that raises ends this request, and none of the others."""
+        if not self._hears:
+            return
+        try:
+            self.deliver(event)
+        except Exception as error:  # it is the caller's code, and so may raise anything
+            self._hears = False
+            thread = threading.current_thread()
+            threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
+            if isinstance(event, Piece):
+                self.cancel()
 
 
 class Batching:
@@ -173,7 +189,7 @@ class Batching:
                 job.rows += len(output.tokens)
             else:
                 del self._jobs[number]
-        job.deliver(event)
+        job.tell(event)
 
     def _fail(self, failure: RuntimeRefusal) -> None:
         """End all jobs with a failure, and take no more."""
@@ -182,4 +198,4 @@ class Batching:
             jobs = list(self._jobs.values())
             self._jobs.clear()
         for job in jobs:
-            job.deliver(failure)
+            job.tell(failure)

@@ -105,6 +105,30 @@ def test_cancelled_requests_end_and_a_full_queue_refuses(engine: Engine) -> None
         assert (batching.state().running, batching.state().waiting) == (0, 0)
 
 
+def test_a_caller_that_raises_ends_its_own_request_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    request = engine.request([1, 2, 3], max_new_tokens=60, ignore_eos=True)
+    alone, heard = engine.serve(request).finished().tokens, list[Event]()
+
+    def deaf(event: Event) -> None:
+        heard.append(event)
+        raise ValueError("mine")
+
+    def deaf_at_the_end(event: Event) -> None:
+        if isinstance(event, Generation):
+            raise KeyError(event.finish)
+
+    with engine.continuous() as batching:
+        batching.submit(request, deaf)
+        batching.submit(request, deaf_at_the_end)
+        readers = [Reader(batching, request) for _ in range(PLACES + 1)]
+        assert [reader.result().tokens for reader in readers] == [alone] * len(readers)
+        assert Reader(batching, request).result().tokens == alone
+    assert [args.exc_type for args in raised] == [ValueError, KeyError]
+    assert len(heard) == 1
+
+
 def test_an_engine_serves_nothing_else_meanwhile_and_a_bad_request_is_refused_at_once(engine: Engine) -> None:
     with engine.continuous() as batching:
         for ask in (lambda: engine.generate([1]), engine.continuous):
