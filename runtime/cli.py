@@ -78,7 +78,7 @@ def describe(error: BaseException) -> Refusal | None:
         text = f"{error.filename}: {error.strerror}"
         return Refusal(exit_code=USAGE, text=f"error: {text}", data=error_data(error, text, USAGE))
     if isinstance(error, OSError):  # stdout that cannot be written, so there is no object
-        return Refusal(exit_code=1, text=f"error: {error}", data=None)
+        return Refusal(exit_code=1, text=f"error: stdout: cannot write: {error.strerror or error}", data=None)
     return None
 
 

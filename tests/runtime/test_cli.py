@@ -233,7 +233,7 @@ def test_an_output_that_cannot_be_written_ends_the_run(one_dir: Path) -> None:
     command = [sys.executable, "-m", "runtime", "run", str(one_dir), "--prompt-ids", "1", "-q", "--max-new-tokens", "9"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, "error: stdout: cannot write: No space left on device\n")
 
 
 def test_debug_prints_the_contents_of_devices(one_dir: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

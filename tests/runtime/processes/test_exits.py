@@ -299,7 +299,7 @@ def test_a_command_ends_on_a_full_disk(options: tuple[str, ...], plan_dir: Path,
     program = Program(["bash", "-c", f"echo begun; {text}"], tmp_path, "begun\n")
     try:
         end = program.end()
-        assert (end.code, end.errors) == (1, "error: [Errno 28] No space left on device\n")
+        assert (end.code, end.errors) == (1, "error: stdout: cannot write: No space left on device\n")
     finally:
         program.kill()
 
