@@ -35,7 +35,7 @@ from planner.problem.placed import messages_ns, parts_ns, plain_step_ns
 from planner.request import Wanted
 from planner.solver.minimise import Settings
 from plans.format import format_bytes
-from plans.schema import Plan, Tree
+from plans.schema import Options, Plan, Tree
 from plans.strict_yaml import dump_yaml
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -150,7 +150,7 @@ def rows(timed: Timed) -> Iterator[Row]:
     for name, phases in timed.modes.items():
         both_ns = phases["verify"]["best_ns"] + phases["commit"]["best_ns"]  # which is predicted with the lm_head
         verify, whole = phases["verify"] | {"best_ns": both_ns}, phases["step"]
-        options = timed.plan.options if name == "eagle" else replace(timed.plan.options, tree=None)
+        options = options_of(timed.plan, name)
         if name == "plain":  # which a plan with a tree has no phases of
             whole = whole | {"predicted_ns": plain_step_ns(timed.plan)}
         # a part's time is predicted with what it receives, and measured from when that has arrived
@@ -161,6 +161,11 @@ def rows(timed: Timed) -> Iterator[Row]:
             draft = draft | {"predicted_ns": draft["predicted_ns"] - features_ns}
         sent = sent | {"predicted_ns": hops_ns + features_ns + message_ns}
         yield Row(title=timed.title, mode=name, phases=dict(zip(PHASES, (draft, verify, sent, whole), strict=True)))
+
+
+def options_of(plan: Plan, mode: str) -> Options:
+    """Return the options by which the steps of a mode are predicted."""
+    return plan.options if mode == "eagle" else replace(plan.options, tree=None)
 
 
 def within(every: Sequence[Row]) -> str:
