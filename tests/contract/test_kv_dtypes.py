@@ -55,6 +55,8 @@ class Rounded(DynamicCache):
     ("dtype", "axis"),
     [
         *itertools.product(("float16", "bfloat16", "float8_e4m3fn"), ("heads", "context", "head_dim")),
+        ("float8_e4m3fn", "repeated"),
+        ("float8_e4m3fn", "batch"),
         *(("int8", axis) for axis in (None, "heads", "repeated", "context", "head_dim", "batch")),
     ],
 )

@@ -18,7 +18,7 @@ from transformers import MistralForCausalLM
 from planner.families import load_base, load_draft, within
 from planner.images.compile import compile_plan
 from plans import codec
-from plans.schema import DType, KvAxis, Plan
+from plans.schema import DType, KvAxis, KvDType, Plan
 from plans.step import cache_positions
 from runtime.processes.rank import Rank
 from runtime.request import Completion, Request
@@ -116,12 +116,32 @@ def test_logits_and_tokens_are_those_of_transformers(
             assert tokens == expected
 
 
-@pytest.mark.parametrize(("name", "devices"), [("every layer", ("a",)), ("in turns", ("a", "b")), ("capped", ("a",))])
+@pytest.mark.parametrize(
+    ("name", "devices", "axis", "kv_dtype"),
+    [
+        ("every layer", ("a",), "heads", None),
+        ("in turns", ("a", "b"), "heads", None),
+        ("capped", ("a",), "heads", None),
+        ("every layer", ("a",), "heads", "int8"),
+        ("in turns", ("a", "b"), "context", "int8"),
+        ("capped", ("a", "b"), "heads", "int8"),
+        ("last layers", ("a", "b"), "batch", "int8"),
+        ("experts", ("a",), "heads", "int8"),
+    ],
+)
 def test_a_tree_is_verified_with_the_bits_of_plain_decoding(
-    tmp_path: Path, references: Callable[[str], Reference], name: str, devices: tuple[str, ...]
+    tmp_path: Path,
+    references: Callable[[str], Reference],
+    name: str,
+    devices: tuple[str, ...],
+    axis: KvAxis,
+    kv_dtype: KvDType | None,
 ) -> None:
-    """Beyond the end of the ring, which the rows of a path go round."""
-    plan, directory = planned(tmp_path, references(name), devices, dtype="bfloat16")
+    """Beyond the end of the ring, which the rows of a path go round; in int8 too, where KV heads are whole."""
+    batch = 2 if axis == "batch" else 1
+    plan, directory = planned(
+        tmp_path, references(name), devices, dtype="bfloat16", axis=axis, batch=batch, kv_dtype=kv_dtype
+    )
     for length in (60, 97):
         prompt = PROMPTS[0][:length]
         for tree, alone in on_all_ranks(
@@ -213,8 +233,11 @@ def planned(
     *,
     axis: KvAxis = "heads",
     batch: int = 1,
+    kv_dtype: KvDType | None = None,
 ) -> tuple[Plan, Path]:
-    return compiled(directory, reference.checkpoint, devices, dtype, axis=axis, batch=batch, context=CONTEXT)
+    return compiled(
+        directory, reference.checkpoint, devices, dtype, axis=axis, batch=batch, context=CONTEXT, kv_dtype=kv_dtype
+    )
 
 
 def asked(prompt: tuple[int, ...], *, draft: bool) -> Request:
