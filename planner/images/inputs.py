@@ -143,6 +143,11 @@ def _check_record(name: str, planned: Model | Draft, implied: Model | Draft) -> 
     """Raise InputError unless a record of the plan is what a config with the planned digest gives."""
     if planned != implied:
         path, value, expected = _first_difference(name, codec.encode(planned), codec.encode(implied))
+        if path.endswith("_format.scale"):
+            raise InputError(
+                f"plan.yaml: {path}: found {value!r}, but the checkpoint has scales in {expected!r}, which a config "
+                "without weights does not say: build the plan again, from the checkpoint"
+            )
         raise InputError(
             f"plan.yaml: {UNPLANNED}: {path}: found {value!r}, but the config that "
             f"was planned gives {expected!r}: build the plan again"

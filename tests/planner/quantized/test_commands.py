@@ -66,6 +66,23 @@ def test_a_plan_is_solved_again_from_its_config_and_compiled_once(method: str, t
     assert "scales of model.layers.1.self_attn.o_proj" in bare
 
 
+def test_a_plan_of_a_config_alone_may_have_other_scales_than_the_checkpoint(tmp_path: Path) -> None:
+    """The config says float32, which the scales are not."""
+    coded, _ = quantized(saved(tmp_path / "base", **SIZES), tmp_path, "gptq")
+    device = {"id": "c", "type": "cpu", "memory": "64 MiB", "bandwidth": "10 GB/s"}
+    hosts = {"hosts": [{"name": "h", "links": {"class": "shm"}, "devices": [device]}]}
+    (tmp_path / "inventory.yaml").write_text(json.dumps(hosts))
+    base = ("build", "--gpus", tmp_path / "inventory.yaml", "--context", "64", "--out", tmp_path / "plan")
+    run(*base, "--model", coded / "config.json", "--plan-only")
+    result = CliRunner().invoke(cli.main, ["compile", str(tmp_path / "plan"), "--model", str(coded)])
+    assert result.exit_code == 2
+    assert result.output.endswith(
+        "model.layers[0].attention.qkv_format.scale: found 'float32', but the checkpoint has scales in 'float16', "
+        "which a config without weights does not say: build the plan again, from the checkpoint\n"
+    )
+    assert not list((tmp_path / "plan").glob("*.safetensors"))
+
+
 @pytest.mark.parametrize("method", ["sorted-gptq", "w4a16"])
 def test_what_moves_to_a_device_without_weights_is_what_its_image_has(method: str, tmp_path: Path) -> None:
     coded, _ = quantized(saved(tmp_path / "base", **SIZES), tmp_path, method)
