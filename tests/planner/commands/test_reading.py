@@ -64,6 +64,14 @@ def test_diff_exits_with_1_if_plans_differ(models: Path, plan: Path, tmp_path: P
     assert "context" in planner("diff", plan, tmp_path / "q", "--markdown").stdout
 
 
+def test_a_directory_of_bytecode_beside_plans_is_none_of_them(plan: Path, tmp_path: Path) -> None:
+    bytecode = tmp_path / "__pycache__"
+    bytecode.mkdir()
+    result = planner("check", bytecode, plan)
+    assert (result.exit_code, result.stderr) == (0, f"{plan}: clean\n")
+    assert planner("check", bytecode).exit_code == 2
+
+
 def test_check_solves_again(plan: Path, tmp_path: Path) -> None:
     result = planner("check", plan, "--json")
     assert result.exit_code == 0
