@@ -67,7 +67,8 @@ def request_lines(fleet: Fleet) -> list[str]:
 def proof_lines(fleet: Fleet) -> list[str]:
     """Return what is proven, among which divisions, and what is not excluded."""
     proof = fleet.proof
-    several = f", or on 2 to {proof.most_hosts} whole hosts" if proof.most_hosts > 1 else ""
+    most = "" if proof.most_hosts == 2 else f" to {proof.most_hosts}"
+    several = f", or on 2{most} whole hosts" if proof.most_hosts > 1 else ""
     beyond = (proof.any_microtokens_per_s - proof.microtokens_per_s) / max(1, proof.microtokens_per_s)
     status, least = "OPTIMAL", ""
     if proof.bound_microtokens_per_s > proof.microtokens_per_s:

@@ -1,5 +1,6 @@
 """Fleets through the commands: build, check, diff, show, damaged files, and the files that start one."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -11,7 +12,9 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from planner.api.fleets import read_fleet
 from planner.cli import main
+from planner.report.fleet import proof_lines
 from tests.planner.instances import cpu, gpu, host
 
 MACHINE = {
@@ -328,3 +331,12 @@ def test_units_are_what_systemd_takes(tmp_path: Path) -> None:
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "eagleplan-replica-0" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("most", "words"), [(1, "of one host, by"), (2, ", or on 2 whole"), (3, ", or on 2 to 3 whole")]
+)
+def test_the_family_is_named_in_words(most: int, words: str, fleet: Path) -> None:
+    read = read_fleet(fleet).fleet
+    proof = dataclasses.replace(read.proof, most_hosts=most)
+    assert words in proof_lines(dataclasses.replace(read, proof=proof))[0]
