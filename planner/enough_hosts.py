@@ -6,7 +6,6 @@ messages alone take longer than an answer on one. So a few hosts are searched fi
 searched last. Nothing better is left out: an answer on so many hosts is one on any others that are equal to them.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -87,7 +86,7 @@ def _hosts_of_better(few: Formulation, solved: Solved | LeastStep | None, bound_
     Where the search was for a simple answer, one that is no faster than the fastest found is not better with more
     devices in use. ``bound_ns``: what every answer on few takes at least, where none was found.
     """
-    in_use = few.in_use()
+    in_use = few.in_use
     if solved is None or solved.gap_ppm:
         return in_use.most_hosts(solved.bound_ns if solved else bound_ns, most)
     if isinstance(solved, LeastStep):
@@ -107,7 +106,7 @@ def takes_longer_on_all(formulation: Formulation, step_ns: int, settings: Settin
     while (few := on_hosts(formulation, hosts)) is not formulation:
         if not takes_longer(few.problem, step_ns, settings):
             return False
-        enough = few.in_use().most_hosts(step_ns, most)
+        enough = few.in_use.most_hosts(step_ns, most)
         if enough <= hosts:
             return True
         hosts = min(enough, GROWTH * hosts)
@@ -152,7 +151,7 @@ def on_hosts(formulation: Formulation, most: int) -> Formulation:
     """Return the formulation with at most so many equal hosts; itself where that leaves none out, or spares little."""
     if formulation.options.strategy != "latency":  # the others depend on the order, or put layers on all devices
         return formulation
-    few = formulation.on_one_host if most == 1 else dataclasses.replace(formulation, most_hosts=most)
+    few = formulation.on_few_hosts(most)
     left, listed = len(few.searched.devices), len(formulation.usable.devices)
     if 2 * left < listed or (left < listed and formulation.candidates.count > EASY_SETS):
         return few

@@ -68,6 +68,17 @@ def all_at_once(inventory: Inventory) -> Inventory:
     return replace(inventory, devices=tuple(devices))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Parts:
+    """Parts of a group, one on each host."""
+
+    hosts: int
+    largest: int
+    """Devices of the largest part."""
+    unlike: tuple[tuple[int, ...], ...]
+    """Parts of several devices, one of those on hosts of which all devices have one and the same link."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fabric:
     """Links of groups of devices, which are referred to by index in inventory order."""
@@ -119,9 +130,23 @@ class Fabric:
 
     def tiers(self, members: Sequence[int], message_bytes: int) -> tuple[Tier, Tier]:
         """Return a group's two tiers: inside hosts, with the largest part and the slowest link, and between hosts."""
+        parts = self._parts(tuple(members))
+        links = [link for part in parts.unlike if (link := self.inner_link(part, message_bytes))]
+        inner = Tier(count=parts.largest, link=slowest(links, message_bytes))
+        return inner, Tier(count=parts.hosts, link=self.inventory.network if parts.hosts > 1 else None)
+
+    @cached_property
+    def _parts(self) -> Callable[[tuple[int, ...]], "_Parts"]:
+        """Return the parts of a group."""
+        return cache(self._new_parts)
+
+    def _new_parts(self, members: tuple[int, ...]) -> "_Parts":
         parts: dict[int, list[int]] = {}
         for device in members:
             parts.setdefault(self.host_of[device], []).append(device)
-        links = [link for part in parts.values() if (link := self.inner_link(part, message_bytes))]
-        inner = Tier(count=max(map(len, parts.values())), link=slowest(links, message_bytes))
-        return inner, Tier(count=len(parts), link=self.inventory.network if len(parts) > 1 else None)
+        unlike: dict[object, tuple[int, ...]] = {}
+        for host, part in parts.items():
+            own = self.inventory.hosts[host]
+            if len(part) > 1:
+                unlike.setdefault((host, own.link) if own.pairs else own.link, tuple(part))
+        return _Parts(hosts=len(parts), largest=max(map(len, parts.values())), unlike=tuple(unlike.values()))

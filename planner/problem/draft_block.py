@@ -49,7 +49,7 @@ class DraftBlock:
             count=draft.mlp.units,
             each_bytes=self.shares.unit_bytes,
             read_bytes=(0,) * len(devices),
-            each_ps=tuple(self.shares.unit_ps(device) for device in devices),
+            each_ps=self.links.each(self.shares.unit_ps),
             shared=None,
         )
         embed = Axis(
@@ -63,7 +63,7 @@ class DraftBlock:
             count=draft.draft_vocab_size // self.bundle_rows,
             each_bytes=self.shares.head.slope * self.bundle_rows,
             read_bytes=(0,) * len(devices),
-            each_ps=tuple(map(self._bundle_ps, devices)),
+            each_ps=self.links.each(self._bundle_ps),
             shared=None if draft.own_head else "last",
         )
         return Block(options=tuple(map(self._option, self._offered)), axes=(units, embed, lm_head))

@@ -6,8 +6,9 @@ The parts are made elsewhere: device sets in :mod:`planner.problem.device_sets`,
 :mod:`planner.problem.links`. Devices and hosts that differ only in names are priced once.
 """
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from typing import ClassVar
 
 from planner.costs.fixed_work import CAPTURED, Kernels
@@ -70,11 +71,13 @@ class Formulation:
     """Hosts that are searched in any case: something depends on their names."""
     listed: tuple[str, ...] = ()
     """Ids in the order in which groups list their devices, where an earlier plan has one; else that of the machine."""
+    whole: "Formulation | None" = field(default=None, compare=False, repr=False)
+    """With ``most_hosts``: the formulation on all hosts, which keeps what does not depend on their number."""
 
     @cached_property
     def usable(self) -> Inventory:
         """The part of the inventory that can run models; nothing else has any part in the problem."""
-        return usable_inventory(self.inventory, self.options)
+        return usable_inventory(self.inventory, self.options) if self.whole is None else self.whole.usable
 
     @property
     def searched(self) -> Inventory:
@@ -82,29 +85,41 @@ class Formulation:
         return self.machine.inventory
 
     @cached_property
-    def on_one_host(self) -> "Formulation":
-        """The formulation with one of equal hosts."""
-        return replace(self, most_hosts=1)
+    def on_few_hosts(self) -> Callable[[int], "Formulation"]:
+        """Return the formulation with so many of equal hosts."""
+        assert self.whole is None, "a formulation on few hosts is made of the one on all of them"
+        return cache(lambda most: replace(self, most_hosts=most, whole=self))
 
+    @cached_property
     def in_use(self) -> InUse:
-        """Return the bound of all answers on the usable inventory by the hosts and devices that they use."""
-        return in_use(self.problem, self.wider_groups())
+        """The bound of all answers on the usable inventory by the hosts and devices that they use."""
+        return in_use(self.problem, self.wider_groups)
 
+    @cached_property
     def base_in_use(self) -> InUse:
-        """Return the same of the base's part of a step, as if the drafter took no time."""
-        return in_use(self._base_problem, self._wider_groups(None))
+        """The same of the base's part of a step, as if the drafter took no time."""
+        wider = (group for wider in self._wider for group in wider.base_groups(self._most_searched))
+        return in_use(self._base_problem, list(wider))
 
+    @cached_property
     def wider_groups(self) -> list[WiderGroups]:
-        """Return bounds of the groups and options over more hosts than are searched of equal ones."""
-        return self._wider_groups(self._draft_shares)
+        """Bounds of the groups and options over more hosts than are searched of equal ones."""
+        return [group for wider in self._wider for group in wider.groups(self._most_searched)]
 
-    def _wider_groups(self, draft: DraftShares | None) -> list[WiderGroups]:
-        searched = self.most_hosts or len(self.searched.hosts)
-        wider = (
-            Wider(base=self._shares, draft=draft, row_unit=self.row_unit, machine=machine, searched=searched)
+    @property
+    def _most_searched(self) -> int:
+        """Most hosts of a class of equal ones that are searched."""
+        return self.most_hosts or len(self.searched.hosts)
+
+    @cached_property
+    def _wider(self) -> tuple[Wider, ...]:
+        if self.whole is not None:
+            return self.whole._wider
+        draft, row_unit = self._draft_shares, self.row_unit
+        return tuple(
+            Wider(base=self._shares, draft=draft, row_unit=row_unit, machine=machine)
             for machine in best_machines(self.usable)
         )
-        return [group for of_machine in wider for group in of_machine.groups()]
 
     @cached_property
     def problem(self) -> Problem:
@@ -213,10 +228,14 @@ class Formulation:
 
     @cached_property
     def _shares(self) -> BaseShares:
+        if self.whole is not None:
+            return self.whole._shares
         return BaseShares(model=self.model, draft=self.draft, options=self.options, kernels=self.kernels)
 
     @cached_property
     def _draft_shares(self) -> DraftShares | None:
+        if self.whole is not None:
+            return self.whole._draft_shares
         if self.draft is None:
             return None
         return DraftShares(model=self.model, draft=self.draft, options=self.options, kernels=self.kernels)
@@ -258,5 +277,5 @@ class Formulation:
         return Kind(
             units=self._shares.kinds[kind].mlp.units,
             unit_bytes=self._shares.unit_bytes(kind),
-            unit_ps=tuple(self._shares.unit(kind).ps(device) for device in self.searched.devices),
+            unit_ps=self._links.each(self._shares.unit(kind).ps),
         )

@@ -13,6 +13,7 @@ from planner.costs.roofline import Tier, all_reduce_ns, broadcast_ns, message_ns
 from planner.costs.shares import Pass, Work, exchange_ns
 from planner.costs.topology import Fabric
 from planner.problem.device_sets import DeviceSet
+from planner.problem.machine import Look, look_of
 from planner.solver.problem import Receive
 from plans.kv import KvShare
 from plans.schema import Attention, Device
@@ -41,6 +42,16 @@ class Links:
     def devices(self) -> tuple[Device, ...]:
         """Devices of the inventory."""
         return self.fabric.inventory.devices
+
+    @cached_property
+    def _looks(self) -> tuple[Look, ...]:
+        return tuple(map(look_of, self.devices))
+
+    def each(self, price: Callable[[Device], int]) -> tuple[int, ...]:
+        """Return a price of every device, which is that of any other that looks like it."""
+        unlike = dict(zip(self._looks, self.devices, strict=True))
+        prices = {look: price(device) for look, device in unlike.items()}
+        return tuple(map(prices.__getitem__, self._looks))
 
     @cached_property
     def receive(self) -> Callable[[DeviceSet, int], Receive]:
@@ -116,4 +127,15 @@ class Links:
 
     def fixed_ns(self, members: Sequence[int], time_ns: Callable[[Device], int]) -> int:
         """Return the time of the slowest member for work of :mod:`planner.costs.fixed_work`."""
-        return max(map(time_ns, self.at_work(members)))
+        return max(map(time_ns, self._unlike(tuple(members))))
+
+    @cached_property
+    def _unlike(self) -> Callable[[tuple[int, ...]], tuple[Device, ...]]:
+        """Return devices of a group, as fast as while all of them compute, one of those that look alike."""
+
+        def unlike(members: tuple[int, ...]) -> tuple[Device, ...]:
+            if not self.fabric.shares_cores:
+                return tuple(self.devices[d] for d in {self._looks[d]: d for d in members}.values())
+            return tuple({look_of(device): device for device in self.at_work(members)}.values())
+
+        return cache(unlike)

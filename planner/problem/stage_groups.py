@@ -147,8 +147,7 @@ def layer_ns(shares: BaseShares, links: Links, members: Sequence[int], kind: int
     message = step.hidden_bytes(shares.model, shares.options)
     normed = step.norm_sum_bytes(shares.options) if shares.kinds[kind].attention.qk_norm_whole else 0
     squares = links.all_reduce_ns(members, normed) if normed else 0
-    router = shares.router(kind)
-    routed = max(map(router.ns, links.at_work(members)))
+    routed = links.fixed_ns(members, shares.router(kind).ns)
     mlp, values = shares.kinds[kind].mlp, shares.verify_pass.rows * shares.model.hidden_size
     fixed = links.fixed_ns(members, lambda device: shares.kernels.layer_ns(device, mlp, values))
     return fixed + routed + squares + 2 * links.all_reduce_ns(members, message)

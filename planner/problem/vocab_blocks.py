@@ -28,13 +28,12 @@ def row_unit(model: Model, draft: Draft | None) -> int:
 
 def embed_block(shares: BaseShares, links: Links, quanta: Quanta, sets: Sequence[DeviceSet], bundle_rows: int) -> Block:
     """Return the embedding: a look-up on each device, and the sum of the rows over the group."""
-    message = step.hidden_bytes(shares.model, shares.options)
 
     def option(device_set: DeviceSet) -> Option:
         members = device_set.devices
         split = Split(
             shares=(1,) * len(members),
-            ns=fixed_embed_ns(shares, links, members) + links.all_reduce_ns(members, message),
+            ns=embed_ns(shares, links, members),
             bytes=tuple(shares.embed_bytes(len(members), links.devices[d].kind == "cuda") for d in members),
         )
         return Option(
@@ -53,6 +52,17 @@ def embed_block(shares: BaseShares, links: Links, quanta: Quanta, sets: Sequence
         shared=None,
     )
     return Block(options=tuple(map(option, sets)), axes=(axis,))
+
+
+def embed_ns(shares: BaseShares, links: Links, members: Sequence[int]) -> int:
+    """Return the time of the embedding on these devices, which does not depend on their rows."""
+    message = step.hidden_bytes(shares.model, shares.options)
+    return fixed_embed_ns(shares, links, members) + links.all_reduce_ns(members, message)
+
+
+def lm_head_ns(shares: BaseShares, links: Links, members: Sequence[int]) -> int:
+    """Return the time of the lm_head on these devices besides that of its rows."""
+    return fixed_head_ns(shares, links, members) + links.broadcast_ns(members, step.best_bytes(shares.options))
 
 
 def fixed_head_ns(shares: BaseShares, links: Links, members: Sequence[int]) -> int:
@@ -74,7 +84,7 @@ def lm_head_block(
     On the devices of the embedding a tied lm_head has its rows.
     """
     model, options = shares.model, shares.options
-    hop_bytes, gathered = step.hop_bytes(model, shares.draft, options), step.best_bytes(options)
+    hop_bytes = step.hop_bytes(model, shares.draft, options)
     work = shares.rows(bundle_rows)
 
     def head_bytes(device: int, group_size: int) -> Affine:
@@ -84,7 +94,7 @@ def lm_head_block(
         members = device_set.devices
         split = Split(
             shares=(1,) * len(members),
-            ns=fixed_head_ns(shares, links, members) + links.broadcast_ns(members, gathered),
+            ns=lm_head_ns(shares, links, members),
             bytes=tuple(head_bytes(device, len(members)).fixed for device in members),
         )
         return Option(
@@ -101,7 +111,7 @@ def lm_head_block(
         each_bytes=shares.head_table.slope * bundle_rows,
         # Rows of a tied lm_head may be those of the embedding: their logits take memory all the same.
         read_bytes=tuple(head_bytes(device, 1).slope * bundle_rows for device in range(len(links.devices))),
-        each_ps=tuple(work.ps(device) for device in links.devices),
+        each_ps=links.each(work.ps),
         shared="first" if model.tied_head else None,
     )
     return Block(options=tuple(map(option, sets)), axes=(axis,))

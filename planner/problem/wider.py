@@ -7,9 +7,9 @@ power of two, with the messages of the fewest and the shared work of the most. H
 together are no less than the whole, so that the slowest is no less than its part in equal parts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal
 
 from planner.costs.roofline import sum_latency_ns
@@ -19,12 +19,11 @@ from planner.costs.topology import Fabric
 from planner.integers import rounds
 from planner.problem.device_sets import DeviceSet
 from planner.problem.draft_block import passes_ns
-from planner.problem.links import Links
-from planner.problem.quantum import Quanta
+from planner.problem.links import NOTHING, Links
 from planner.problem.stage_groups import layer_ns
-from planner.problem.vocab_blocks import embed_block, lm_head_block
+from planner.problem.vocab_blocks import embed_ns, lm_head_ns
 from planner.solver.bounds.in_use import WiderGroups, divided_ns
-from planner.solver.problem import Axis, Option
+from planner.solver.problem import Receive
 from plans import step
 from plans.kv import whole_heads
 from plans.schema import GroupSum, Inventory, Link
@@ -87,10 +86,9 @@ def _best_link(links: Sequence[Link], size: int) -> Link:
 
 @dataclass(frozen=True, kw_only=True)
 class Wider:
-    """Bounds of the groups and options over more hosts than ``searched``.
+    """Bounds of the groups and options over more hosts than are searched of each class of equal ones.
 
-    Of each class of equal hosts so many are searched. What has no more hosts of any class is in the problem; all else
-    has more hosts.
+    What has no more hosts of any class is in the problem; all else has more hosts.
     """
 
     base: BaseShares
@@ -98,62 +96,85 @@ class Wider:
     row_unit: int
     machine: Inventory
     """One of those that :func:`best_machines` returns."""
-    searched: int
 
-    def groups(self) -> Iterator[WiderGroups]:
+    def groups(self, searched: int) -> Iterator[WiderGroups]:
         """Yield a bound for every number of devices on a host, and every range of numbers of hosts."""
-        ranges = list(self._ranges())
-        sets = [device_set for device_set, _ in ranges]
-        blocks = [
-            block(self.base, self._links, self._quanta, sets, self.row_unit) for block in (embed_block, lm_head_block)
-        ]
-        tables = zip(*(block.options for block in blocks), strict=True)
-        axes = [block.axes[0] for block in blocks]
-        for (device_set, most_hosts), options in zip(ranges, tables, strict=True):
-            yield self._bound(device_set, most_hosts, tuple(zip(options, axes, strict=True)))
+        for base, block in zip(self.base_groups(searched), self._drafts(searched), strict=True):
+            yield replace(base, blocks=(*base.blocks, *block))
 
-    def _ranges(self) -> Iterator[tuple[DeviceSet, int]]:
-        """Yield the fewest hosts of a range, with so many devices on each, and how many the most are."""
+    def base_groups(self, searched: int) -> Iterator[WiderGroups]:
+        """Yield the same without the drafter."""
+        return (self._bound(*of_range) for of_range in self._ranges(searched))
+
+    def _drafts(self, searched: int) -> Iterator[tuple[tuple[float, Receive], ...]]:
+        """Yield the drafter's block for each of these, none without one."""
+        return (self._draft_block(*of_range) for of_range in self._ranges(searched))
+
+    def _ranges(self, searched: int) -> Iterator[tuple[int, int, int]]:
+        """Yield the fewest and the most hosts of each range, with each number of devices on a host.
+
+        Ranges begin behind powers of two, so that nearly all are the same whatever number of hosts was searched.
+        """
         hosts = len(self.machine.hosts)
-        size = len(self.machine.devices) // hosts
-        fewest = self.searched + 1
+        fewest = searched + 1
         while fewest <= hosts:
             most = min(hosts, fewest + fewest // 4, 1 << (fewest - 1).bit_length())
-            for devices in range(1, size + 1):
-                members = tuple(h * size + d for h in range(fewest) for d in range(devices))
-                yield DeviceSet(devices=members, hosts=tuple(range(fewest))), most
+            for devices in range(1, self._size + 1):
+                yield fewest, most, devices
             fewest = most + 1
+
+    @cached_property
+    def _size(self) -> int:
+        """Devices of a host."""
+        return len(self.machine.devices) // len(self.machine.hosts)
 
     @cached_property
     def _links(self) -> Links:
         return Links(fabric=Fabric(inventory=self.machine))
 
     @cached_property
-    def _quanta(self) -> Quanta:
-        return Quanta(self.base, self.machine.devices)
+    def _set(self) -> Callable[[int, int], DeviceSet]:
+        """Return so many devices on each of so many hosts."""
 
-    def _bound(self, device_set: DeviceSet, most_hosts: int, tables: Sequence[tuple[Option, Axis]]) -> WiderGroups:
-        """Return the bound with the messages of ``device_set``, and as many devices on most hosts to share the work."""
-        base, links = self.base, self._links
-        largest = len(device_set.devices) // len(device_set.hosts)
-        most_devices = most_hosts * largest
+        def first(hosts: int, devices: int) -> DeviceSet:
+            members = tuple(h * self._size + d for h in range(hosts) for d in range(devices))
+            return DeviceSet(devices=members, hosts=tuple(range(hosts)))
+
+        return cache(first)
+
+    @cached_property
+    def _bound(self) -> Callable[[int, int, int], WiderGroups]:
+        """Return the bound with the messages of the fewest hosts, and the devices of the most to share the work."""
+        return cache(self._new_bound)
+
+    def _new_bound(self, fewest: int, most_hosts: int, devices: int) -> WiderGroups:
+        base, links, device_set = self.base, self._links, self._set(fewest, devices)
+        members, most_devices = device_set.devices, most_hosts * devices
         shared = [self._shared_ns(kind, most_devices) for kind in range(len(base.kinds))]
-        blocks = [
-            (option.splits[0].ns + divided_ns(axis.count, [axis.each_ps[0]] * most_devices), option.receive)
-            for option, axis in tables
-        ]
-        if self.draft is not None:
-            features = step.step_features(base.model, self.draft.draft, base.options).nbytes
-            blocks.append((self._draft_ns(self.draft, device_set, most_devices), links.receive(device_set, features)))
+        hop = links.receive(device_set, step.hop_bytes(base.model, base.draft, base.options))
+        rows_ps = base.rows(self.row_unit).ps(self.machine.devices[0])
+        rows_ns = divided_ns(base.model.vocab_size // self.row_unit, [rows_ps] * most_devices)
         return WiderGroups(
             most_hosts=most_hosts,
-            least_devices=largest + len(device_set.hosts) - 1,
-            layer_ns=tuple(layer_ns(base, links, device_set.devices, k) + ns for k, ns in enumerate(shared)),
-            network_hop_ns=links.receive(device_set, step.hop_bytes(base.model, base.draft, base.options)).far_ns,
-            told_ns=links.round_ns(device_set.devices[:largest], step.message_bytes(base.options)) * rounds(largest),
+            least_devices=devices + fewest - 1,
+            layer_ns=tuple(layer_ns(base, links, members, k) + ns for k, ns in enumerate(shared)),
+            network_hop_ns=hop.far_ns,
+            told_ns=links.round_ns(members[:devices], step.message_bytes(base.options)) * rounds(devices),
             first=links.receive(device_set, step.hidden_bytes(base.model, base.options)),
-            blocks=tuple(blocks),
+            blocks=((embed_ns(base, links, members), NOTHING), (lm_head_ns(base, links, members) + rows_ns, hop)),
         )
+
+    @cached_property
+    def _draft_block(self) -> Callable[[int, int, int], tuple[tuple[float, Receive], ...]]:
+        return cache(self._new_draft_block)
+
+    def _new_draft_block(self, fewest: int, most_hosts: int, devices: int) -> tuple[tuple[float, Receive], ...]:
+        if self.draft is None:
+            return ()
+        device_set = self._set(fewest, devices)
+        features = step.step_features(self.base.model, self.draft.draft, self.base.options).nbytes
+        ns = self._draft_ns(self.draft, device_set, most_hosts * devices)
+        return ((ns, self._links.receive(device_set, features)),)
 
     def _shared_ns(self, kind: int, most_devices: int) -> float:
         """Return the time of a layer's MLP units and attention in equal parts."""

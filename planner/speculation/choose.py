@@ -202,7 +202,7 @@ class _Search:
         """Learn more of a tree: V of its nodes, D of its drafter, whether it is close to the best, or its step."""
         rows = self._rows(tree)
         if rows not in self.rows_ns:
-            self.rows_ns[rows] = on_hosts(self.formulation_of(tree), 1).base_in_use().least_ns(1) * LOWERED
+            self.rows_ns[rows] = on_hosts(self.formulation_of(tree), 1).base_in_use.least_ns(1) * LOWERED
             return
         if len(self.found) > 1 and tree not in self.drafters_ns:
             self._bound_drafter(tree)
@@ -224,7 +224,7 @@ class _Search:
 
     def _bound_drafter(self, tree: Tree) -> None:
         """Learn D of a tree's drafter on the device sets that may run it."""
-        bound = on_hosts(self.formulation_of(tree), 1).in_use()
+        bound = on_hosts(self.formulation_of(tree), 1).in_use
         self.drafters_ns[tree] = bound.block_ns(TAIL) * LOWERED
 
     def _solved(self, tree: Tree | None) -> Found | None:

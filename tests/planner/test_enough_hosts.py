@@ -166,7 +166,7 @@ def _used_hosts(few: Formulation, solved: Solved) -> set[int]:
 def test_no_group_or_option_over_more_hosts_costs_less_than_its_bound(seed: int) -> None:
     whole = drawn(seed)
     few = on_hosts(whole, 1)
-    bounds = few.wider_groups()
+    bounds = few.wider_groups
     problem = whole.problem
     for group in problem.groups:
         hosts = len({problem.host_of[device] for device in group.devices})

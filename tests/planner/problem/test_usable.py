@@ -66,7 +66,7 @@ def test_a_device_that_cannot_run_the_model_changes_nothing_but_the_inventory(se
     )
     assert one.problem == other.problem
     assert _without_ordinals(one.searched) == _without_ordinals(other.searched)
-    assert one.in_use() == other.in_use()
+    assert one.in_use == other.in_use
 
 
 def _without_ordinals(inventory: Inventory) -> Inventory:

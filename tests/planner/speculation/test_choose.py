@@ -100,9 +100,9 @@ def test_bounds_are_below_what_is_solved() -> None:
             assert whole.draft is not None
             shares = DraftShares(model=whole.model, draft=whole.draft, options=whole.options)
             few = on_hosts(whole, 1)
-            drafters[tree] = few.in_use().block_ns(TAIL)
-            rows_ns = few.base_in_use().least_ns(1)
-            assert rows_ns + drafters[tree] == pytest.approx(few.in_use().least_ns(1))
+            drafters[tree] = few.in_use.block_ns(TAIL)
+            rows_ns = few.base_in_use.least_ns(1)
+            assert rows_ns + drafters[tree] == pytest.approx(few.in_use.least_ns(1))
             assert 0 < least_draft_ns(shares, whole.usable) <= drafters[tree] * 1.0001
             for other, draft_ns in drafters.items():
                 if no_less(drafted(tree), drafted(other)):
@@ -112,7 +112,7 @@ def test_bounds_are_below_what_is_solved() -> None:
 def test_a_drafter_does_no_more_for_more_nodes_that_are_not_kept() -> None:
     formulated = asked(MACHINES["two unlike GPUs"])
     trees = [Tree(kind="dynamic", total_token=nodes, depth=3, top_k=6, paths=None) for nodes in (5, 16, 60)]
-    drafters = [with_tree(formulated)(tree).in_use().block_ns(TAIL) for tree in trees]
+    drafters = [with_tree(formulated)(tree).in_use.block_ns(TAIL) for tree in trees]
     assert len({drafted(tree) for tree in trees}) == len(set(drafters)) == 1
 
 
