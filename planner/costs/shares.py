@@ -446,8 +446,30 @@ class DraftShares:
         """
 
         def count(share: KvShare, leader: bool, group_size: int, gpu: bool) -> int:
-            draft, dtype = self.draft, self.options.dtype
+            weights = slots.draft_attention_bytes(self.draft, self.options.dtype, share, leader)
+            cached = draft_kv_bytes(self.options, self.draft, share)
+            own = self._buffer_bytes(dataclasses.replace(share, part=0), group_size, gpu)  # the same for all parts
+            return weights + self._whole_bytes(leader) + own + cached
 
+        return cache(count)
+
+    @cached_property
+    def _whole_bytes(self) -> Callable[[bool], int]:
+        """Bytes that each device has of everything but attention, without units and rows; the leader some biases."""
+        draft, dtype = self.draft, self.options.dtype
+
+        def count(leader: bool) -> int:
+            tables = self.embed.fixed + self.head.fixed
+            return memory.draft_mlp(draft, dtype, leader).fixed + slots.draft_fixed_bytes(draft, dtype) + tables
+
+        return cache(count)
+
+    @cached_property
+    def _buffer_bytes(self) -> Callable[[KvShare, int, bool], int]:
+        """Bytes of the buffers of a device; arguments as of ``bytes``."""
+        draft = self.draft
+
+        def count(share: KvShare, group_size: int, gpu: bool) -> int:
             def buffers(options: Options) -> tuple[Buffer, ...]:
                 return draft_buffers(
                     self.model,
@@ -460,12 +482,7 @@ class DraftShares:
                     gpu=gpu,
                 )
 
-            weights = slots.draft_attention_bytes(draft, dtype, share, leader)
-            whole = memory.draft_mlp(draft, dtype, leader).fixed + slots.draft_fixed_bytes(draft, dtype)
-            tables = self.embed.fixed + self.head.fixed
-            cached = draft_kv_bytes(self.options, draft, share)
-            nbytes = memory.total(_buffers(buffers, self.options, _captured(share, gpu)))
-            return weights + whole + tables + nbytes + cached
+            return memory.total(_buffers(buffers, self.options, _captured(share, gpu)))
 
         return cache(count)
 

@@ -32,9 +32,9 @@ not candidates. How a set divides attention is enumerated in :mod:`planner.probl
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations, groupby, product
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
 from planner.costs.topology import Fabric
 from planner.errors import InputError
@@ -67,8 +67,16 @@ MOST_IRREGULAR = 8
 
 Price = TypeVar("Price")
 
+Also = TypeVarTuple("Also")
+
 Members = tuple[int, ...]
 """Devices of one host, ascending."""
+
+Signature = tuple[tuple[Look, ...], tuple[int, ...], tuple[object, ...]]
+"""What devices are and how they are linked: looks, parts per host, links of each part."""
+
+Known = dict[tuple[Signature, tuple[object, ...]], Price]
+"""Prices by signature, and by what else they depend on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,20 +153,47 @@ class Candidates:
         order = sorted(range(len(devices)), key=lambda d: (host_of[d], devices[d].kind == "cpu", d))
         return tuple(DeviceSet(devices=(device,), hosts=(host_of[device],)) for device in order)
 
-    def signature(self, device_set: DeviceSet) -> tuple[object, ...]:
-        """Return a key that is equal for sets which differ only in names: looks, parts per host, and links."""
-        looks = tuple(self.machine.looks[device] for device in device_set.devices)
-        parts = [tuple(members) for _, members in groupby(device_set.devices, key=self.fabric.host_of.__getitem__)]
-        return looks, tuple(map(len, parts)), tuple(map(self._links, parts))
+    @cached_property
+    def signature(self) -> Callable[[tuple[int, ...]], Signature]:
+        """Return a key that is equal for devices which differ only in names: looks, parts per host, and links.
 
-    def priced_once(self, price: Callable[[DeviceSet], Price]) -> Callable[[DeviceSet], Price]:
-        """Return ``price`` with its results kept: sets that differ only in names are priced once."""
-        known: dict[tuple[object, ...], Price] = {}
+        It is the same in another machine with more or fewer hosts.
+        """
+
+        def signature(devices: tuple[int, ...]) -> Signature:
+            looks = tuple(self.machine.looks[device] for device in devices)
+            parts = [tuple(members) for _, members in groupby(devices, key=self.fabric.host_of.__getitem__)]
+            return looks, tuple(map(len, parts)), tuple(map(self._links, parts))
+
+        return cache(signature)
+
+    def priced_once(
+        self, price: Callable[[DeviceSet], Price], known: Known[Price], *also: object
+    ) -> Callable[[DeviceSet], Price]:
+        """Return ``price`` with its results kept in ``known``: sets that differ only in names are priced once.
+
+        ``also``: what else the price depends on.
+        """
 
         def kept(device_set: DeviceSet) -> Price:
-            key = self.signature(device_set)
+            key = self.signature(device_set.devices), also
             if key not in known:
                 known[key] = price(device_set)
+            return known[key]
+
+        return kept
+
+    def parts_priced_once(
+        self, price: Callable[[tuple[int, ...], *Also], Price], known: Known[Price]
+    ) -> Callable[[tuple[int, ...], *Also], Price]:
+        """Return the same of a price of some devices of a set, where it does not depend on who computes beside them."""
+        if self.fabric.shares_cores:
+            return cache(price)
+
+        def kept(devices: tuple[int, ...], *also: *Also) -> Price:
+            key = self.signature(devices), also
+            if key not in known:
+                known[key] = price(devices, *also)
             return known[key]
 
         return kept

@@ -5,11 +5,11 @@ divided as that of a stage is, but there is one option per device set, with a sp
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from planner.costs.shares import DraftShares
-from planner.problem.device_sets import Candidates, DeviceSet
+from planner.problem.device_sets import Candidates, DeviceSet, Known
 from planner.problem.kv_splits import (
     Subgroup,
     allows,
@@ -40,6 +40,10 @@ class DraftBlock:
     quanta: Quanta
     sets: tuple[DeviceSet, ...]
     bundle_rows: int
+    splits: Known[Splits] = field(default_factory=dict)
+    """Splits of sets that were priced before, also of a machine with fewer hosts."""
+    subgroups: Known[Subgroup] = field(default_factory=dict)
+    """Subgroups likewise."""
 
     @property
     def block(self) -> Block:
@@ -95,7 +99,7 @@ class DraftBlock:
     @cached_property
     def _splits(self) -> Callable[[DeviceSet], Splits]:
         """Return the splits of a set with their divisions."""
-        return self.candidates.priced_once(self._new_splits)
+        return self.candidates.priced_once(self._new_splits, self.splits, self._bundles)
 
     def _new_splits(self, device_set: DeviceSet) -> Splits:
         """Price every division of the KV cache; leave out splits for which another is never worse."""
@@ -111,7 +115,7 @@ class DraftBlock:
                 division,
                 attention.num_kv_heads,
                 self._bundles,
-                lambda axis, part, kv_heads, leads: self._subgroup(size, axis, part, kv_heads, leads, crowd),
+                lambda axis, part, kv_heads, leads: self._subgroup(part, size, axis, kv_heads, leads, crowd),
                 fixed_ns=fixed_ns,
                 times=tuple(times for _, times in passes),
             )
@@ -128,11 +132,11 @@ class DraftBlock:
         return bundles(self.shares.draft.attention.num_kv_heads, sizes_of(self.sets))
 
     @cached_property
-    def _subgroup(self) -> Callable[[int, KvAxis, tuple[int, ...], int, bool, tuple[int, ...]], Subgroup]:
-        return cache(self._new_subgroup)
+    def _subgroup(self) -> Callable[[tuple[int, ...], int, KvAxis, int, bool, tuple[int, ...]], Subgroup]:
+        return self.candidates.parts_priced_once(self._new_subgroup, self.subgroups)
 
     def _new_subgroup(
-        self, size: int, axis: KvAxis, members: tuple[int, ...], kv_heads: int, leads: bool, crowd: tuple[int, ...]
+        self, members: tuple[int, ...], size: int, axis: KvAxis, kv_heads: int, leads: bool, crowd: tuple[int, ...]
     ) -> Subgroup:
         """Price the attention of all layers for a subgroup of a group of ``size``; ``leads``: with the leader."""
         draft, shares = self.shares.draft, parts_of(axis, members, kv_heads)

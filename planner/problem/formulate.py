@@ -14,9 +14,10 @@ from typing import ClassVar
 from planner.costs.fixed_work import CAPTURED, Kernels
 from planner.costs.shares import BaseShares, DraftShares, sequence_of
 from planner.costs.topology import Fabric
-from planner.problem.device_sets import Candidates, DeviceSet
-from planner.problem.draft_block import DraftBlock
+from planner.problem.device_sets import Candidates, DeviceSet, Known
+from planner.problem.draft_block import DraftBlock, Splits
 from planner.problem.equal_hosts import with_few_hosts
+from planner.problem.kv_splits import Subgroup, Variant
 from planner.problem.links import Links
 from planner.problem.machine import Machine, canonical_machine, listed_machine
 from planner.problem.magnitude import refuse_immense
@@ -48,6 +49,16 @@ WHOLE_LAYERS = ("balanced", "balanced_low_0", "sequential")
 
 LISTED_ORDER = ("balanced_low_0", "sequential", "custom")
 """Strategies that follow the order of the inventory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Known:
+    """Prices that are the same whatever number of equal hosts is searched."""
+
+    variants: Known[tuple[Variant, ...]] = field(default_factory=dict)
+    subgroups: Known[Subgroup] = field(default_factory=dict)
+    draft_splits: Known[Splits] = field(default_factory=dict)
+    draft_subgroups: Known[Subgroup] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +194,8 @@ class Formulation:
             links=self._links,
             quanta=self._quanta,
             sets=self.stage_sets,
+            variants=self._known.variants,
+            subgroups=self._known.subgroups,
         ).groups
 
     @cached_property
@@ -212,6 +225,10 @@ class Formulation:
         if self.most_hosts is None:
             return machine
         return machine_of(with_few_hosts(machine.inventory, self.most_hosts, self.named_hosts))
+
+    @cached_property
+    def _known(self) -> "_Known":
+        return _Known() if self.whole is None else self.whole._known
 
     @property
     def _fabric(self) -> Fabric:
@@ -265,6 +282,8 @@ class Formulation:
             quanta=self._quanta,
             sets=self._sets(self._chain.draft if self._chain else None),
             bundle_rows=self.row_unit,
+            splits=self._known.draft_splits,
+            subgroups=self._known.draft_subgroups,
         )
 
     def _room_bytes(self, device: Device) -> int:

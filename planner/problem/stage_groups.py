@@ -1,12 +1,12 @@
 """Groups that may run a stage: every candidate device set, once for each division of the KV cache worth offering."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 
 from planner.costs.shares import BaseShares
 from planner.errors import InputError
-from planner.problem.device_sets import Candidates, DeviceSet
+from planner.problem.device_sets import Candidates, DeviceSet, Known
 from planner.problem.kv_splits import (
     Subgroup,
     Variant,
@@ -37,6 +37,10 @@ class StageGroups:
     quanta: Quanta
     sets: tuple[DeviceSet, ...]
     """Device sets that may run a stage, in the order of the groups."""
+    variants: Known[tuple[Variant, ...]] = field(default_factory=dict)
+    """Variants of sets that were priced before, also of a machine with fewer hosts."""
+    subgroups: Known[Subgroup] = field(default_factory=dict)
+    """Subgroups likewise."""
 
     @cached_property
     def groups(self) -> tuple[tuple[Group, KvDivision], ...]:
@@ -78,7 +82,7 @@ class StageGroups:
     @cached_property
     def _variants(self) -> Callable[[DeviceSet], tuple[Variant, ...]]:
         """Return the variants of a set."""
-        return self.candidates.priced_once(self._new_variants)
+        return self.candidates.priced_once(self._new_variants, self.variants, self._bundles)
 
     def _new_variants(self, device_set: DeviceSet) -> tuple[Variant, ...]:
         """Price every division of the KV cache, by heads first; leave out those that an earlier one dominates."""
@@ -119,17 +123,21 @@ class StageGroups:
             division,
             attention.num_kv_heads,
             self._bundles[kind],
-            lambda axis, members, kv_heads, leads: self._subgroup(kind, axis, members, kv_heads, leads, crowd),
-            fixed_ns=layer_ns(self.shares, self.links, device_set.devices, kind),
+            lambda axis, members, kv_heads, leads: self._subgroup(members, kind, axis, kv_heads, leads, crowd),
+            fixed_ns=self._layer_ns(device_set.devices, kind),
             times=(1,),
         )
 
     @cached_property
-    def _subgroup(self) -> Callable[[int, KvAxis, tuple[int, ...], int, bool, tuple[int, ...]], Subgroup]:
-        return cache(self._new_subgroup)
+    def _layer_ns(self) -> Callable[[tuple[int, ...], int], int]:
+        return cache(lambda members, kind: layer_ns(self.shares, self.links, members, kind))
+
+    @cached_property
+    def _subgroup(self) -> Callable[[tuple[int, ...], int, KvAxis, int, bool, tuple[int, ...]], Subgroup]:
+        return self.candidates.parts_priced_once(self._new_subgroup, self.subgroups)
 
     def _new_subgroup(
-        self, kind: int, axis: KvAxis, members: tuple[int, ...], kv_heads: int, leads: bool, crowd: tuple[int, ...]
+        self, members: tuple[int, ...], kind: int, axis: KvAxis, kv_heads: int, leads: bool, crowd: tuple[int, ...]
     ) -> Subgroup:
         """Price the attention of one layer for a subgroup; ``leads``: the leader of the group is its first member."""
         shares = parts_of(axis, members, kv_heads)

@@ -33,6 +33,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 
 from planner.integers import PS_PER_NS, rounds
@@ -83,7 +84,7 @@ class Part:
         return self.hosts > 1
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class InUse:
     """The bound, by hosts and devices."""
 
@@ -96,14 +97,24 @@ class InUse:
 
     def least_ns(self, hosts: int, devices: float = math.inf) -> float:
         """Return what every answer takes at least that uses so many hosts, or more, and so many devices, or fewer."""
-        stages, *blocks = (
-            [part for part in parts if part.devices + max(0, hosts - part.hosts) <= devices]
-            for parts in (self.stages, *self.blocks)
-        )
-        near = _stages(self.layers, [part for part in stages if not part.is_wide])
-        cases = (_no_wide_ns, near), (_wide_blocks_ns, near), (_wide_stage_ns, _stages(self.layers, stages))
-        least = min(case(hosts, self.message_ns, of_case, blocks) for case, of_case in cases)
+        least = min(case.least_ns(hosts, self.message_ns) for case in self._cases(hosts, devices))
         return least * (1 - limits.MARGIN)
+
+    def _cases(self, hosts: int, devices: float) -> tuple["_Case", ...]:
+        if devices == math.inf:
+            return self._any_devices
+        return _cases(
+            self.layers,
+            *(
+                [part for part in parts if part.devices + max(0, hosts - part.hosts) <= devices]
+                for parts in (self.stages, *self.blocks)
+            ),
+        )
+
+    @cached_property
+    def _any_devices(self) -> tuple["_Case", ...]:
+        """The cases of answers with any number of devices, which are the same for all numbers of hosts."""
+        return _cases(self.layers, self.stages, *self.blocks)
 
     def block_ns(self, number: int) -> float:
         """Return what a block takes at least in any answer, with what it receives."""
@@ -147,6 +158,28 @@ def in_use(problem: Problem, wider: Sequence[WiderGroups]) -> InUse:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _Case:
+    """The bound of the answers of one case, as a function of their hosts."""
+
+    layers_ns: float
+    prices: Sequence[tuple[float, float]]
+    """Prices of a host, each with the least ns of the parts beyond the layers and less it for each of their hosts."""
+    afar_ns: float = 0.0
+    """Least ns of receiving from another host, which the chain does for each host but one."""
+
+    def least_ns(self, hosts: int, message_ns: int) -> float:
+        """Return what an answer on so many hosts takes at least."""
+        parts_ns = max(price * hosts + ns for price, ns in self.prices)
+        return self.layers_ns + parts_ns + (hosts - 1) * (message_ns + self.afar_ns)
+
+
+def _cases(layers: Sequence[int], stages: Sequence["Part"], *blocks: Sequence["Part"]) -> tuple[_Case, ...]:
+    """Return the three cases with these parts."""
+    near = _stages(layers, [part for part in stages if not part.is_wide])
+    return _no_wide(near, blocks), _wide_blocks(near, blocks), _wide_stage(_stages(layers, stages), blocks)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Stages:
     """The groups that may run a stage in one of the cases."""
 
@@ -184,17 +217,18 @@ def _least(parts: Iterable[Part]) -> float:
     return min((part.ns + part.receive.same_ns + part.told_ns for part in parts), default=math.inf)
 
 
-def _no_wide_ns(hosts: int, message_ns: int, near: _Stages, blocks: Sequence[Sequence[Part]]) -> float:
+def _no_wide(near: _Stages, blocks: Sequence[Sequence[Part]]) -> _Case:
     """Bound the answers of which no part is wide."""
     blocks = [[part for part in parts if not part.is_wide] for parts in blocks]
     receivers = [*near.parts, *(part for parts in blocks[1:] for part in parts)]
     # beyond what is received from the same devices, which is in the least of each part
     beyond = [part.receive.far_ns - part.receive.same_ns for part in receivers]
     afar_ns = min([*beyond, *(part.hop_ns for part in near.parts)], default=0)
-    return near.layers_ns + _least(near.parts) + sum(map(_least, blocks)) + (hosts - 1) * (message_ns + afar_ns)
+    least = _least(near.parts) + sum(map(_least, blocks))
+    return _Case(layers_ns=near.layers_ns, prices=[(0.0, least)], afar_ns=afar_ns)
 
 
-def _wide_blocks_ns(hosts: int, message_ns: int, near: _Stages, blocks: Sequence[Sequence[Part]]) -> float:
+def _wide_blocks(near: _Stages, blocks: Sequence[Sequence[Part]]) -> _Case:
     """Bound the answers of which some block is wide, and no stage."""
     by_width = [{wide: [part for part in parts if part.is_wide == wide] for wide in (False, True)} for parts in blocks]
     widths = [wide for wide in product((False, True), repeat=len(blocks)) if any(wide)]
@@ -203,17 +237,17 @@ def _wide_blocks_ns(hosts: int, message_ns: int, near: _Stages, blocks: Sequence
     def least(price: float) -> float:
         return min(_finished(price, _near_stages(price, near, first), rest) for first, *rest in of_widths)
 
-    return near.layers_ns + max(price * hosts + least(price) for price in near.prices) + (hosts - 1) * message_ns
+    return _Case(layers_ns=near.layers_ns, prices=[(price, least(price)) for price in near.prices])
 
 
-def _wide_stage_ns(hosts: int, message_ns: int, stages: _Stages, blocks: Sequence[Sequence[Part]]) -> float:
+def _wide_stage(stages: _Stages, blocks: Sequence[Sequence[Part]]) -> _Case:
     """Bound the answers of which some stage is wide."""
     first, *rest = blocks
 
     def least(price: float) -> float:
         return _finished(price, _some_wide_stage(price, stages, first), rest)
 
-    return stages.layers_ns + max(price * hosts + least(price) for price in stages.prices) + (hosts - 1) * message_ns
+    return _Case(layers_ns=stages.layers_ns, prices=[(price, least(price)) for price in stages.prices])
 
 
 # ---- chains of parts ----
