@@ -188,7 +188,7 @@ class StepBound:
         """Return the time of the two sums of a layer over 1, 2, … members."""
         message = step.hidden_bytes(self.model, self.options)
         members = range(1, min(len(inventory.devices), MOST_MEMBERS) + 1)
-        return [min(2 * all_reduce_ns(tiers, message) for tiers in best_tiers(inventory, n)) for n in members]
+        return [min(2 * all_reduce_ns(tiers, message) for tiers in best) for best in best_tiers(inventory, members)]
 
     def _shared_ns(self, parts: Sequence[tuple[int, ...]], sums: Sequence[int]) -> float:
         """Return the least over g of the parts, each divided over the g fastest devices, and the sums of g members."""

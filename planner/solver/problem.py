@@ -16,6 +16,7 @@ device of a group or option; tuples per member are in the order of its ``devices
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 Goal = Literal["time", "balance", "fill"]
@@ -144,7 +145,7 @@ class Block:
     axes: tuple[Axis, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """Place layers and blocks on devices such that one step takes least."""
 
@@ -204,7 +205,7 @@ class Problem:
         """Return the number of layers of a kind."""
         return sum(count for other, count in self.sequence if other == kind)
 
-    @property
+    @cached_property
     def host_of(self) -> tuple[int, ...]:
         """Host of each device."""
         hosts = {device: host for host, devices in enumerate(self.hosts) for device in devices}

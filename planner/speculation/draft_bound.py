@@ -8,7 +8,7 @@ hosts, on the best number of hosts.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -44,7 +44,7 @@ def least_draft_ns(shares: DraftShares, inventory: Inventory) -> int:
     slowest_first = sorted((times_of(_figures(device)) for device in inventory.devices), key=lambda t: -t.ps)
     # a larger group has no shorter messages
     most = min(len(slowest_first), MOST_MEMBERS)
-    messages = [_messages_ns(shares, inventory, members) for members in range(1, most + 1)]
+    messages = [_messages_ns(shares, best) for best in best_tiers(inventory, range(1, most + 1))]
     least: list[float] = []
     for position, fastest in enumerate(slowest_first):
         if position + 1 < len(slowest_first) and slowest_first[position + 1] == fastest:
@@ -91,29 +91,32 @@ def _times(shares: DraftShares, device: Device) -> _Times:
     )
 
 
-def _messages_ns(shares: DraftShares, inventory: Inventory, members: int) -> int:
-    """Return the time of the messages of a group of so many members over the best link."""
+def _messages_ns(shares: DraftShares, best: Sequence[Sequence[Tier]]) -> int:
+    """Return the time of the messages of a group over the best link; ``best``: its tiers, of which one is the best."""
     draft, width = shares.draft, shares.passes[0][0].width
     total = 0
     for (sizes, times), read_rows in zip(shares.passes, shares.read_rows, strict=True):
         reduced, gathered = sizes.rows * draft.hidden_size * width, candidate_bytes(shares.options, read_rows)
         sums = 2 * draft.num_layers + 1
-        total += times * sums * min(all_reduce_ns(tiers, reduced) for tiers in best_tiers(inventory, members))
-        total += times * min(broadcast_ns(tiers, gathered) for tiers in best_tiers(inventory, members))
+        total += times * sums * min(all_reduce_ns(tiers, reduced) for tiers in best)
+        total += times * min(broadcast_ns(tiers, gathered) for tiers in best)
     return total
 
 
-def best_tiers(inventory: Inventory, members: int) -> Iterator[Sequence[Tier]]:
-    """Yield groups of so many members, with each link inside hosts: with no more of them on a host, the fewest hosts.
+def best_tiers(inventory: Inventory, numbers: Iterable[int]) -> Iterator[list[tuple[Tier, Tier]]]:
+    """Yield for each number of members the groups, with each link inside hosts, of which one has the least messages.
 
-    Over more hosts messages between them take no less, and inside no less unless fewer members are on the fullest.
+    With no more members on a host these are on the fewest hosts: over more hosts messages between them take no less,
+    and inside no less unless fewer members are on the fullest.
     """
     largest = max(Counter(device.host for device in inventory.devices).values())
     links = {host.link for host in inventory.hosts}
     links |= {pair.link for host in inventory.hosts for pair in host.pairs}
-    for inside in range(1, min(members, largest) + 1):
-        hosts = ceil_div(members, inside)
-        if hosts <= len(inventory.hosts):
-            across = Tier(count=hosts, link=inventory.network)
-            for link in links:
-                yield (Tier(count=inside, link=link), across)
+    for members in numbers:
+        counts = ((inside, ceil_div(members, inside)) for inside in range(1, min(members, largest) + 1))
+        yield [
+            (Tier(count=inside, link=link), Tier(count=hosts, link=inventory.network))
+            for inside, hosts in counts
+            if hosts <= len(inventory.hosts)
+            for link in links
+        ]

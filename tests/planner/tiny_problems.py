@@ -105,7 +105,7 @@ class _Tiny:
         changes: dict[str, object] = {"capacity_bytes": self._capacity(problem)}
         if rng.random() < 0.15:
             changes["counts"] = self._counts(problem)
-        return Problem(**{name: getattr(problem, name) for name in Problem.__slots__} | changes)  # type: ignore[arg-type]
+        return replace(problem, **changes)  # type: ignore[arg-type]
 
     def _mixed(self) -> tuple[tuple[int, int], ...]:
         return self.rng.choice((((0, 1), (1, 1), (0, 1)), ((0, 2), (1, 2)), ((1, 1), (0, 1), (1, 1), (0, 1))))
