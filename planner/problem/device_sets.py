@@ -75,7 +75,7 @@ Members = tuple[int, ...]
 Signature = tuple[tuple[Look, ...], tuple[int, ...], tuple[object, ...]]
 """What devices are and how they are linked: looks, parts per host, links of each part."""
 
-Known = dict[tuple[Signature, tuple[object, ...]], Price]
+Known = dict[tuple[tuple[object, ...], tuple[object, ...]], Price]
 """Prices by signature, and by what else they depend on."""
 
 
@@ -186,15 +186,15 @@ class Candidates:
     def parts_priced_once(
         self, price: Callable[[tuple[int, ...], *Also], Price], known: Known[Price]
     ) -> Callable[[tuple[int, ...], *Also], Price]:
-        """Return the same of a price of some devices of a set, where it does not depend on who computes beside them."""
-        if self.fabric.shares_cores:
-            return cache(price)
+        """Return the same of a price of some devices of a set; of these devices alone where others slow them down."""
+        named = self.fabric.shares_cores
+        prices = {} if named else known
 
         def kept(devices: tuple[int, ...], *also: *Also) -> Price:
-            key = self.signature(devices), also
-            if key not in known:
-                known[key] = price(devices, *also)
-            return known[key]
+            key = devices if named else self.signature(devices), also
+            if key not in prices:
+                prices[key] = price(devices, *also)
+            return prices[key]
 
         return kept
 

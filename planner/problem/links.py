@@ -113,9 +113,12 @@ class Links:
 
         ``crowd``: all that compute meanwhile, as :meth:`crowd` has them.
         """
+        if not crowd:
+            looks = (self._looks[member] for member in members)
+            unlike = dict(zip(zip(works, looks, strict=True), members, strict=True))
+            return max(work.ns(self.devices[member]) for (work, _), member in unlike.items())
         at_work = dict(zip(crowd, self.at_work(crowd), strict=True))
-        devices = (at_work.get(member, self.devices[member]) for member in members)
-        return max(work.ns(device) for work, device in zip(works, devices, strict=True))
+        return max(work.ns(at_work[member]) for work, member in zip(works, members, strict=True))
 
     def slowed_ps(
         self, members: Sequence[int], pieces_ps: Sequence[Callable[[Device], int]]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from planner.costs.shares import BaseShares, sequence_of
+from planner.costs.shares import BaseShares, Work, sequence_of
 from planner.integers import PS_PER_NS
 from plans.schema import Device
 
@@ -38,5 +38,10 @@ class Quanta:
         return [PS_PER_NS / max(1, self._mlps_ps(device)) for device in self._devices]
 
     def _mlps_ps(self, device: Device) -> int:
-        kinds = sequence_of(self._shares.model)
-        return sum(n * self._shares.kinds[k].mlp.units * self._shares.unit(k).ps(device) for k, n in kinds)
+        return sum(n * unit.ps(device) for n, unit in self._units)
+
+    @cached_property
+    def _units(self) -> list[tuple[int, Work]]:
+        """Return the units of all layers of each run, and the work of one."""
+        runs = sequence_of(self._shares.model)
+        return [(n * self._shares.kinds[k].mlp.units, self._shares.unit(k)) for k, n in runs]

@@ -7,6 +7,7 @@ power of two, with the messages of the fewest and the shared work of the most. H
 together are no less than the whole, so that the slowest is no less than its part in equal parts.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -40,7 +41,7 @@ def best_machines(inventory: Inventory) -> tuple[Inventory, ...]:
 
 
 def _best_machine(inventory: Inventory, kind: Literal["cuda", "cpu"]) -> Inventory:
-    size = max(sum(device.host == host.name for device in inventory.devices) for host in inventory.hosts)
+    size = max(Counter(device.host for device in inventory.devices).values())
     host = replace(
         inventory.hosts[0],
         link=_best_link(
