@@ -10,6 +10,7 @@ The runtime's steps are CUDA graphs, whose kernels wait for no launch. Between t
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 from planner.integers import ceil_div
 from plans import cpu_times, launches
@@ -81,7 +82,7 @@ class Kernels:
             return _kernels_ns(device, 0, CPU_DIVIDED_BLOCKS * (share.axis != "batch"))
         if share.axis != "head_dim":
             return _kernels_ns(device, launches.CONTEXT if share.axis == "context" else launches.BATCH, 0)
-        kernels = launches.LAYER + launches.HEAD_DIM + launches.SCORES * len(score_blocks(kv_rows))
+        kernels = launches.LAYER + launches.HEAD_DIM + launches.SCORES * _number_of_blocks(kv_rows)
         launched = max(LAUNCH_NS * kernels, _kernels_ns(device, kernels, 0))
         return launched - _kernels_ns(device, launches.LAYER, 0)
 
@@ -134,6 +135,11 @@ ENGINE = Kernels(
     draft=0, tree_step_ns=ENGINE_TREE_STEP_NS,
 )  # fmt: skip
 """Of the engines of ``tools/measured.yaml``."""
+
+
+@cache
+def _number_of_blocks(kv_rows: int) -> int:
+    return len(score_blocks(kv_rows))
 
 
 def _kernels_ns(device: Device, kernels: int, cpu_blocks: int) -> int:

@@ -147,9 +147,14 @@ def exchange_ns(attention: Attention, sizes: Pass, share: KvShare, tiers: Callab
     if share.axis == "context":
         message = FLOAT32_BYTES * prod(partial_shape(rows, heads, attention.head_dim))
         return all_gather_ns(tiers(message), message)
-    columns = Counter(block.stop - block.start for block in score_blocks(sizes.kv_rows))
-    messages = {FLOAT32_BYTES * prod(scores_shape(rows, heads, width)): times for width, times in columns.items()}
-    return sum(times * all_reduce_ns(tiers(message), message) for message, times in messages.items())
+    messages = [(FLOAT32_BYTES * prod(scores_shape(rows, heads, w)), n) for w, n in _score_widths(sizes.kv_rows)]
+    return sum(times * all_reduce_ns(tiers(message), message) for message, times in messages)
+
+
+@cache
+def _score_widths(kv_rows: int) -> tuple[tuple[int, int], ...]:
+    """Return the widths of the blocks of scores, each with the number of such blocks."""
+    return tuple(Counter(block.stop - block.start for block in score_blocks(kv_rows)).items())
 
 
 def unit_work(mlp: Mlp, hidden: int, width: int, rows: int) -> Work:

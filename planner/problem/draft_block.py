@@ -6,7 +6,7 @@ divided as that of a stage is, but there is one option per device set, with a sp
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 from planner.costs.shares import DraftShares
 from planner.problem.device_sets import Candidates, DeviceSet, Known
@@ -139,17 +139,28 @@ class DraftBlock:
         self, members: tuple[int, ...], size: int, axis: KvAxis, kv_heads: int, leads: bool, crowd: tuple[int, ...]
     ) -> Subgroup:
         """Price the attention of all layers for a subgroup of a group of ``size``; ``leads``: with the leader."""
+        shares = enumerate(zip(parts_of(axis, members, kv_heads), members, strict=True))
+        nbytes = (
+            self.shares.bytes(share, leads and j == 0, size, self.links.devices[device].kind == "cuda")
+            for j, (share, device) in shares
+        )
+        return Subgroup(ns=self._subgroup_ns(members, axis, kv_heads, crowd), bytes=tuple(nbytes))
+
+    @cached_property
+    def _subgroup_ns(self) -> Callable[[tuple[int, ...], KvAxis, int, tuple[int, ...]], tuple[int, ...]]:
+        """Return the time of each pass of a subgroup, in a group of any size."""
+        return cache(self._new_subgroup_ns)
+
+    def _new_subgroup_ns(
+        self, members: tuple[int, ...], axis: KvAxis, kv_heads: int, crowd: tuple[int, ...]
+    ) -> tuple[int, ...]:
         draft, shares = self.shares.draft, parts_of(axis, members, kv_heads)
         times = []
         for number, (forward, _) in enumerate(self.shares.passes):
             exchange = self.links.exchange_ns(draft.attention, forward, members, shares[0], crowd)
             works = [self.shares.attention(number, share) for share in shares]
             times.append(self.links.slowest_ns(members, works, crowd) + draft.num_layers * exchange)
-        nbytes = (
-            self.shares.bytes(share, leads and j == 0, size, self.links.devices[device].kind == "cuda")
-            for j, (share, device) in enumerate(zip(shares, members, strict=True))
-        )
-        return Subgroup(ns=tuple(times), bytes=tuple(nbytes))
+        return tuple(times)
 
 
 def passes_ns(shares: DraftShares, links: Links, members: Sequence[int]) -> int:

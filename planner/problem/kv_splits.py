@@ -19,7 +19,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
+from itertools import chain, groupby
+from operator import add, le, mul
 
 from planner.problem.device_sets import DeviceSet
 from planner.solver.problem import Split
@@ -179,16 +180,22 @@ def divided(
     ]
     splits = []
     for heads in dealt:
-        chosen = [prices[s][k] for s, k in enumerate(heads)]
-        slowest = (n * max(price.ns[number] for price in chosen) for number, n in enumerate(times))
+        chosen = [of_part[k] for of_part, k in zip(prices, heads, strict=True)]
+        slowest = map(max, zip(*(price.ns for price in chosen), strict=True))
         splits.append(
             Split(
-                shares=tuple(k for k, m in zip(heads, division.subgroups, strict=True) for _ in range(m)),
-                ns=fixed_ns + sum(slowest),
-                bytes=tuple(nbytes for price in chosen for nbytes in price.bytes),
+                shares=_member_heads(heads, division.subgroups),
+                ns=fixed_ns + sum(map(mul, times, slowest)),
+                bytes=tuple(chain.from_iterable(price.bytes for price in chosen)),
             )
         )
     return tuple(splits)
+
+
+@cache
+def _member_heads(heads: tuple[int, ...], subgroups: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the KV heads of each member, given those of its subgroup."""
+    return tuple(k for k, m in zip(heads, subgroups, strict=True) for _ in range(m))
 
 
 def parts_of(axis: KvAxis, members: Sequence[int], kv_heads: int) -> list[KvShare]:
@@ -239,4 +246,4 @@ def dominates(one: Variant, other: Variant) -> bool:
 
 def no_worse(one: Split, other: Split, more: tuple[int, ...]) -> bool:
     """Return whether ``one`` takes no more time than ``other``, nor, with ``more`` bytes per member, more memory."""
-    return one.ns <= other.ns and all(a + m <= b for a, b, m in zip(one.bytes, other.bytes, more, strict=True))
+    return one.ns <= other.ns and all(map(le, map(add, one.bytes, more), other.bytes))

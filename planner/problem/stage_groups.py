@@ -140,12 +140,22 @@ class StageGroups:
         self, members: tuple[int, ...], kind: int, axis: KvAxis, kv_heads: int, leads: bool, crowd: tuple[int, ...]
     ) -> Subgroup:
         """Price the attention of one layer for a subgroup; ``leads``: the leader of the group is its first member."""
-        shares = parts_of(axis, members, kv_heads)
+        shares = enumerate(parts_of(axis, members, kv_heads))
+        nbytes = (self.shares.attention_bytes(kind, share, leads and j == 0) for j, share in shares)
+        return Subgroup(ns=self._subgroup_ns(members, kind, axis, kv_heads, crowd), bytes=tuple(nbytes))
+
+    @cached_property
+    def _subgroup_ns(self) -> Callable[[tuple[int, ...], int, KvAxis, int, tuple[int, ...]], tuple[int, ...]]:
+        """Return the time of a subgroup, leading or not."""
+        return cache(self._new_subgroup_ns)
+
+    def _new_subgroup_ns(
+        self, members: tuple[int, ...], kind: int, axis: KvAxis, kv_heads: int, crowd: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        attention, shares = self._attentions[kind], parts_of(axis, members, kv_heads)
         slowest = self.links.slowest_ns(members, [self.shares.attention(kind, share) for share in shares], crowd)
-        attention = self._attentions[kind]
         exchange = self.links.exchange_ns(attention, self.shares.pass_of(attention.window), members, shares[0], crowd)
-        nbytes = (self.shares.attention_bytes(kind, share, leads and j == 0) for j, share in enumerate(shares))
-        return Subgroup(ns=(slowest + exchange,), bytes=tuple(nbytes))
+        return (slowest + exchange,)
 
 
 def layer_ns(shares: BaseShares, links: Links, members: Sequence[int], kind: int) -> int:
