@@ -59,7 +59,7 @@ FEW_LAYERS = 2
 """Layers of a second model, by whose time that of a layer and that of a stage are told apart."""
 BENCHES = 3
 LEAST_BENCHES = 2
-BENCHES_S = 24
+BENCHES_S = 20
 """Time after which no further runs are begun, but for the least: all is to take a minute."""
 UNIT_NS = 1_000_000
 Change = Callable[[Device], Device]

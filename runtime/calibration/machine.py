@@ -24,13 +24,13 @@ from runtime.calibration.rates import (
     BYTES,
     HELD,
     NAMES,
+    PRODUCTS,
     ROW_ROWS,
     Held,
     Products,
     ScoreSpans,
     Span,
     Spans,
-    products_of,
     scores,
 )
 from runtime.comm.shared_memory import SharedGroup, SharedMemory, unnamed_memory
@@ -198,8 +198,7 @@ def _slowest(results: Sequence[Sequence[_Round]], of: tuple[int, Held, str], cor
     spans = [[own.products[at_once][held][name] for own in rounds] for rounds in results]
     return {
         rows: [
-            ns // products_of(rows)
-            for ns in _least([[own[rows] for own in rounds] for rounds in spans], _time(at_once, cores))
+            ns // PRODUCTS for ns in _least([[own[rows] for own in rounds] for rounds in spans], _time(at_once, cores))
         ]
         for rows in spans[0][0]
     }

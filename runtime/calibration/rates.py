@@ -30,13 +30,11 @@ INPUTS: dict[Held, int] = {"memory": 1024, "cached": 256}
 """Of a piece: models that a cache holds have narrow matrices, and products with these are slower."""
 BYTES: dict[Held, int] = {"memory": 96 << 20, "cached": 20 << 20}
 """All pieces of a dtype: several times the caches of two cores, and a small model with its drafter."""
-TURNS = 2
+TURNS = 3
 """Samples of each product in a round; the least of them counts."""
-SAMPLE_ROWS = 96
-"""Rows that the products of a sample have in all, or more, within LEAST_PRODUCTS and MOST_PRODUCTS."""
-LEAST_PRODUCTS, MOST_PRODUCTS = 8, 24
-"""Products of a sample: as many as those of some layers, whose sum the fastest step has, and not the fastest product of
-many alone, which is up to a seventh shorter."""
+PRODUCTS = 8
+"""Products of a sample, as those of two layers: the fastest step is the sum of many, and the fastest product of many
+alone was a tenth to a third shorter than their mean."""
 CALLS, CALL_VALUES = 20, 16
 """Calls of a product with so many inputs and outputs, of which the shortest is the time of a call."""
 ROW_ROWS = 16
@@ -88,7 +86,7 @@ class Products:
         call_ns = _call_ns()
         for held, name, rows in self._rows:
             x = self._rows[held, name, rows]
-            for weights in self._turns(held, name, turns, products_of(rows)):
+            for weights in self._turns(held, name, turns):
                 ready()
                 began = time.perf_counter_ns()
                 for weight in weights:
@@ -135,14 +133,14 @@ class Products:
             times[name][dims] = spans[1:]  # as of rows
         return times
 
-    def _turns(self, held: Held, name: str, turns: int, products: int) -> Iterator[list[Tensor]]:
-        """Yield the pieces of so many samples of so many products."""
+    def _turns(self, held: Held, name: str, turns: int) -> Iterator[list[Tensor]]:
+        """Yield the pieces of so many samples."""
         pieces = self._pieces[held, name]
         if held == "cached":
             for piece in pieces:
                 ops.product(self._rows[held, name, 1], piece)
         for _ in range(turns):
-            yield [pieces[next(self._next) % len(pieces)] for _ in range(products)]
+            yield [pieces[next(self._next) % len(pieces)] for _ in range(PRODUCTS)]
 
 
 def _call_ns() -> int:
@@ -154,11 +152,6 @@ def _call_ns() -> int:
         ops.product(x, weight)
         times.append(time.perf_counter_ns() - began)
     return min(times)
-
-
-def products_of(rows: int) -> int:
-    """Return the products of a sample with so many rows each."""
-    return min(MOST_PRODUCTS, max(LEAST_PRODUCTS, -(-SAMPLE_ROWS // rows)))
 
 
 def scores() -> int:
