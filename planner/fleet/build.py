@@ -164,7 +164,8 @@ class _Build:
         ]
         needed = [ceil_div(least, max(1, nbytes)) for nbytes in hosts]
         few = self.request.clients is not None or self.request.replicas is not None
-        parts = (*machine.of_hosts(), *machine.over_hosts(needed, at_least=1 + few))
+        fits = sum(device.capacity_bytes for device in devices) >= least  # else no choice of hosts has the memory
+        parts = (*machine.of_hosts(), *(machine.over_hosts(needed, at_least=1 + few) if fits else ()))
         most = self.request.options.max_devices
         return tuple(
             part

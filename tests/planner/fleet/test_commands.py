@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -340,3 +341,12 @@ def test_the_family_is_named_in_words(most: int, words: str, fleet: Path) -> Non
     read = read_fleet(fleet).fleet
     proof = dataclasses.replace(read.proof, most_hosts=most)
     assert words in proof_lines(dataclasses.replace(read, proof=proof))[0]
+
+
+def test_what_no_choice_of_hosts_holds_is_said_to_be_short(tmp_path: Path) -> None:
+    file = tmp_path / "inventory.yaml"
+    hosts = [host(f"h{number}", cpu(f"c{number}", 1, 1)) for number in range(3)]
+    file.write_text(yaml.safe_dump({"hosts": hosts, "network": {"class": "ethernet"}}))
+    result = planner("build", "--gpus", file, *ASKED, "--replicas", "auto", "--out", tmp_path / "fleet")
+    assert result.exit_code == 3
+    assert re.search(r"error: no placement fits: .* short in all", result.stderr), result.stderr
