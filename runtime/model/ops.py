@@ -32,7 +32,7 @@ from runtime.model.kernels.arguments import (
     Product,
     Top,
 )
-from runtime.model.kernels.processor import multiplies_pairs
+from runtime.model.kernels.processor import multiplies_pairs, multiplies_tiles
 from runtime.model.kv_codes import stored_dims
 from runtime.model.mask import Mask
 
@@ -44,7 +44,8 @@ forward has fewer rows, this scratch is part of the device's reserve."""
 FLOAT_BYTES = 4
 """Bytes of a float32."""
 PADDING = 16
-"""Values between widened rows: rows that lie a power of two apart share a few lines of the processor's cache."""
+"""Values between widened rows: rows that lie a power of two apart share a few lines of the processor's cache. Packed
+rows, of 2 bytes an element, are up to 31 elements longer than x, and fit in too."""
 PRODUCT = "product"
 """Kernel of products with plain weights."""
 EXCHANGE = "exchange"
@@ -111,12 +112,13 @@ def on_gpu(module: str) -> Any:
 
 
 def widens(dtype: torch.dtype) -> bool:
-    """Return True where products convert their input to float32: halves that the processor does not multiply."""
-    return dtype.itemsize < 4 and not multiplies_pairs(dtype)
+    """Return True where products do not read their input as it is: halves that the processor does not multiply become
+    float32, and those of which it multiplies tiles are packed."""
+    return dtype.itemsize < 4 and (multiplies_tiles(dtype) or not multiplies_pairs(dtype))
 
 
 def widened_scratch(rows: int, inputs: int) -> tuple[Tensor, bool]:
-    """Return scratch for x as float32, and True where it is one for each thread: of few rows, see WIDENED_ROWS."""
+    """Return scratch for x, float32 or packed, and True where each thread has its own: of few rows (WIDENED_ROWS)."""
     threads = torch.get_num_threads()
     per_thread = threads * rows <= WIDENED_ROWS
     return torch.empty(threads * rows if per_thread else rows, inputs + PADDING), per_thread

@@ -20,6 +20,7 @@ from runtime.model import ops
 from runtime.model.blocks import Eagle3Layer
 from runtime.model.blocks import Layer as LayerBlock
 from runtime.model.kernels.arguments import CODED_ROWS, EPSILON_UNIT, ITEMS, Codes, Forward, Layer
+from runtime.model.kernels.processor import multiplies_tiles
 from runtime.model.kv_codes import stored_dims
 from runtime.model.layers import WHOLE, GatedMlp, Norm, Rows
 from runtime.model.weights import Coded
@@ -133,6 +134,8 @@ class WholeLayers:
         assert n == written.stop - written.start if isinstance(written, slice) else written.shape[0] == width
         assert rows.oldest is None or rows.oldest.shape == (sequences,)
         widens, per_thread = ops.widens(self._dtype) or self._coded, width <= NORMED_ROWS
+        packs = multiplies_tiles(self._dtype) and per_thread
+        widened_rows = (width * threads if packs else width) if widens else 0
         if self._scratch_of[:2] != (width, threads) or self._scratch_of[2] < columns:
             normed = width * (threads if per_thread else 1)
             self._divide(
@@ -140,7 +143,7 @@ class WholeLayers:
                 between=width * self._hidden * size,
                 normed=normed * self._hidden * size,
                 inner=width * self._width * size,
-                widened=width * (self._inputs + ops.PADDING) * 4 if widens else 0,
+                widened=widened_rows * (self._inputs + ops.PADDING) * 4,
                 values=threads * CODED_ROWS * (self._inputs + ops.PADDING) * 4 if self._coded else 0,
                 scores=threads * ITEMS * (2 * head_dim + columns) * 4,
             )
@@ -154,6 +157,7 @@ class WholeLayers:
                 adds=self._group.leads, x=at["hidden"] if x is None else x.data_ptr(), normed=at["normed"],
                 normed_per_thread=per_thread, inner=at["inner"],
                 widened=at["widened"] if widens else 0, widened_stride=4 * (self._inputs + ops.PADDING),
+                widened_per_thread=packs,
                 values=at["values"] if self._coded else 0, values_stride=4 * (self._inputs + ops.PADDING),
                 coded=ops.coded_address(self._dtype) if self._coded else 0,
                 attend_int8=ops.attend_int8_address(self._dtype) if cache.dtype == torch.int8 else 0,

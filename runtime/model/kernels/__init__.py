@@ -10,6 +10,8 @@ one step of a layer, and all threads of libgomp's team (the threads that torch h
     subroutines   functions that only kernels call, compiled within them
     products      product with a weight matrix; grouped product with one weight matrix per expert
     multiply      how many rows of x and of a weight are multiplied at once, by the number of vector registers
+    tiles         intrinsics of AMX: tiles of the processor
+    multiply_tiles  products of bfloat16 by AMX
     rowwise       RMS norm, gated activation, top-k with log-softmax
     attention     rotary embedding, write to the KV cache, attention
     coded         product with a weight in codes
@@ -23,7 +25,8 @@ one step of a layer, and all threads of libgomp's team (the threads that torch h
     cache_owner   refusal of a cache that another user can write
 
 Elements are float32, bfloat16 (as uint16) or float16 (as int16) and are converted to float32 for all arithmetic; where
-the processor has AVX-512 BF16, products and scores multiply pairs of bfloat16 and add them up to float32. Every result
+the processor has AVX-512 BF16, products and scores multiply pairs of bfloat16 and add them up to float32; where it has
+AMX, products multiply tiles of them. Every result
 is summed in an order that depends neither on the number of rows or threads nor on other results: a row of a tree
 gets the same bits as the same row alone.
 

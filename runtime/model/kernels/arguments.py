@@ -33,7 +33,8 @@ class Product(NamedTuple):
     inputs: int
     outputs: int
     widened: int
-    """Scratch for x as float32 [rows, inputs], one for the team or one per thread; address 0: x is float32."""
+    """Scratch for x as float32 [rows, inputs], or packed where tiles are multiplied (``multiply_tiles``), one for the
+    team or one per thread; address 0: x is multiplied as it is."""
     widened_stride: int
     widened_per_thread: int
     """1: each thread has its own scratch and waits for no other."""
@@ -114,7 +115,7 @@ class GroupedProduct(NamedTuple):
     inputs: int
     outputs: int
     widened: int
-    """Scratch for the rows of x in the order of ``row_index``, as float32 [rows, inputs]; 0: x is read where it is."""
+    """Scratch for the rows of x in the order of ``row_index``, as in ``Product``; 0: x is read where it is."""
     widened_stride: int
 
 
@@ -286,8 +287,9 @@ class Forward(NamedTuple):
     inner: int
     """Scratch: [W, h + 2k, D], then [W, h * D]; thereafter [W, 2 * m], then [W, m]."""
     widened: int
-    """Scratch for the input of a product as float32 [W, its inputs]; address 0: it is multiplied as it is."""
+    """Scratch for the input of a product as in ``Product``; address 0: it is multiplied as it is."""
     widened_stride: int
+    widened_per_thread: int
     values: int
     """As in ``CodedProduct``; address 0: no weight is in codes."""
     values_stride: int

@@ -30,7 +30,7 @@ import torch
 from llvmlite import binding
 
 from runtime.model.kernels.cache_owner import require_private
-from runtime.model.kernels.processor import target
+from runtime.model.kernels.processor import multiplies_tiles, target
 
 KERNELS: Mapping[str, str] = {
     "product": "products",
@@ -169,8 +169,13 @@ def _writable() -> Path:
 def _key() -> str:
     """Return a checksum of the processor and the compiler, and one of all sources."""
     sources = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
-    compiler = f"{target()} numba {version('numba')} llvmlite {llvmlite.__version__}"
-    return f"{zlib.crc32(compiler.encode()):08x}_{zlib.crc32(sources):08x}"
+    return f"{zlib.crc32(compiler().encode()):08x}_{zlib.crc32(sources):08x}"
+
+
+def compiler() -> str:
+    """Return the processor, whether its tiles may be used, and the versions of Numba and LLVM."""
+    amx = multiplies_tiles(torch.bfloat16)  # which the system may refuse
+    return f"{target()} {amx=} numba {version('numba')} llvmlite {llvmlite.__version__}"
 
 
 # ---- loading ----

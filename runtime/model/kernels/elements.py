@@ -16,7 +16,7 @@ from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from runtime.model.kernels.processor import lanes, multiplies_pairs
+from runtime.model.kernels.processor import lanes, multiplies_pairs, multiplies_tiles
 
 F = np.float32
 F32, F64 = ir.FloatType(), ir.DoubleType()
@@ -108,6 +108,11 @@ def scalar_of(element: types.Type) -> ir.Type:
 def pairs(element: types.Type) -> bool:
     """Return True where elements are multiplied in pairs; see ``processor.multiplies_pairs``."""
     return element == ELEMENTS[torch.bfloat16] and multiplies_pairs(torch.bfloat16)
+
+
+def tiles(element: types.Type) -> bool:
+    """Return True where tiles of elements are multiplied; see ``processor.multiplies_tiles``."""
+    return element == ELEMENTS[torch.bfloat16] and multiplies_tiles(torch.bfloat16)
 
 
 def pointer(builder: ir.IRBuilder, address: Any) -> Any:
@@ -241,6 +246,13 @@ def itemsize(typing: Any, data: Any) -> Any:
 def in_pairs(typing: Any, data: Any) -> Any:
     """Return whether elements are multiplied in pairs."""
     known = pairs(data.dtype)
+    return types.boolean(data), lambda context, builder, signature, args: ir.Constant(ir.IntType(1), int(known))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def in_tiles(typing: Any, data: Any) -> Any:
+    """Return whether tiles of elements are multiplied."""
+    known = tiles(data.dtype)
     return types.boolean(data), lambda context, builder, signature, args: ir.Constant(ir.IntType(1), int(known))
 
 

@@ -17,7 +17,7 @@ from runtime.model.kernels.arguments import Attend, CodedProduct, Codes, Forward
 from runtime.model.kernels.attention import attend_all, rotate_and_write
 from runtime.model.kernels.elements import arguments_at, arguments_of, itemsize, run_kernel
 from runtime.model.kernels.multiply import multiply
-from runtime.model.kernels.products import widen
+from runtime.model.kernels.products import arrange
 from runtime.model.kernels.rowwise import gate_row, norm_row
 from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.team import barrier, thread, threads
@@ -111,8 +111,12 @@ def _product(
         )  # fmt: skip
         run_kernel(data, f.coded, product)
     else:
-        if f.widened:
-            widen(data, data, x, x_stride, f.widened, f.widened_stride, inputs, me, f.rows, team)
+        if f.widened and f.widened_per_thread:
+            own = f.widened + me * f.rows * f.widened_stride
+            arrange(data, data, x, x_stride, own, f.widened_stride, inputs, 0, f.rows, 1)
+            x, x_stride = own, f.widened_stride
+        elif f.widened:
+            arrange(data, data, x, x_stride, f.widened, f.widened_stride, inputs, me, f.rows, team)
             barrier()
             x, x_stride = f.widened, f.widened_stride
         a = _as_product(f, inputs, start, weight_stride, added, added_stride, out, out_stride, outputs)

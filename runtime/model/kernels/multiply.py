@@ -28,7 +28,8 @@ from runtime.model.kernels.elements import (
     wide,
 )
 from runtime.model.kernels.inner_loops import dots, finish, part_dots, step_of
-from runtime.model.kernels.subroutines import subroutine
+from runtime.model.kernels.multiply_tiles import multiply_tiles
+from runtime.model.kernels.subroutines import by_tiles, subroutine
 
 AHEAD_BYTES = 4096
 """Least distance at which weights are prefetched for few rows of x."""
@@ -283,5 +284,5 @@ def add_rest(data: Any, a: Any, x: Any, x_stride: Any, left: Any, sums: Any, out
             floats(sums)[row * outputs + output] = total
 
 
-multiply = multiply_wide if LANES == 16 else multiply_narrow
-"""Compute a range of the outputs of a Product, as the processor does it."""
+multiply = by_tiles(multiply_tiles, multiply_wide if LANES == 16 else multiply_narrow)
+"""Compute a range of the outputs of a Product, as the processor does it: of its rows of x as ``widen`` leaves them."""

@@ -17,7 +17,8 @@ from runtime.model.kernels.elements import (
     wide,
 )
 from runtime.model.kernels.multiply import multiply
-from runtime.model.kernels.subroutines import subroutine
+from runtime.model.kernels.multiply_tiles import pack, pack_groups
+from runtime.model.kernels.subroutines import by_tiles, subroutine
 from runtime.model.kernels.team import barrier, thread, threads
 
 product_arguments, grouped_arguments = arguments_of(Product), arguments_of(GroupedProduct)
@@ -30,11 +31,11 @@ def product(data: Any) -> None:
     x, x_stride = a.x, a.x_stride
     if a.widened and not a.widened_per_thread:
         x, x_stride = a.widened, a.widened_stride
-        widen(data, data, a.x, a.x_stride, x, x_stride, a.inputs, me, a.rows, team)
+        arrange(data, data, a.x, a.x_stride, x, x_stride, a.inputs, me, a.rows, team)
         barrier()
     elif a.widened:
         x, x_stride = a.widened + me * a.rows * a.widened_stride, a.widened_stride
-        widen(data, data, a.x, a.x_stride, x, x_stride, a.inputs, 0, a.rows, 1)
+        arrange(data, data, a.x, a.x_stride, x, x_stride, a.inputs, 0, a.rows, 1)
     multiply(data, a, x, x_stride, a.outputs * me // team, a.outputs * (me + 1) // team)
 
 
@@ -45,9 +46,7 @@ def grouped(data: Any) -> None:
     x, x_stride = a.x, a.x_stride
     if a.widened:
         x, x_stride = a.widened, a.widened_stride
-        for row in range(me, a.rows, team):
-            source = numbers(a.row_index)[row] if a.row_index else row
-            widen(data, data, a.x + source * a.x_stride, 0, x + row * x_stride, 0, a.inputs, 0, 1, 1)
+        arrange_groups(data, a, x, me, team)
         barrier()
     output, last = a.outputs * me // team, a.outputs * (me + 1) // team
     for group in range(a.groups):
@@ -82,3 +81,15 @@ def widen(
             target = floats(out + row * out_stride)
             for i in range(inputs):
                 target[i] = wide(source[i])
+
+
+@subroutine()
+def _widen_groups(data: Any, a: Any, out: Any, me: Any, team: Any) -> None:
+    """Widen this thread's rows of x of ``a``, a GroupedProduct, in the order of ``row_index``."""
+    for row in range(me, a.rows, team):
+        source = numbers(a.row_index)[row] if a.row_index else row
+        widen(data, data, a.x + source * a.x_stride, 0, out + row * a.widened_stride, 0, a.inputs, 0, 1, 1)
+
+
+arrange, arrange_groups = by_tiles(pack, widen), by_tiles(pack_groups, _widen_groups)
+"""Bring the rows of x into the form that ``multiply`` reads: packed for tiles, or as ``widen`` has them."""

@@ -15,7 +15,7 @@ from numba.core import compiler, types
 from numba.core.cpu_options import FastMathOptions
 from numba.extending import intrinsic
 
-from runtime.model.kernels.elements import FLOATING
+from runtime.model.kernels.elements import FLOATING, tiles
 
 _COMPILED: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 """By library, which is one kernel: descriptors of the subroutines in it, by function and signature."""
@@ -54,6 +54,20 @@ def subroutine(
         return intrinsic(typed)
 
     return decorate
+
+
+def by_tiles(tiled: Any, other: Any) -> Any:
+    """Return a function: ``tiled`` where tiles of the elements of its first argument are multiplied, else ``other``.
+
+    Both are subroutines with the same arguments; only the one that is chosen is compiled.
+    """
+
+    def typed(typing: Any, *arguments: Any) -> Any:
+        return (tiled if tiles(arguments[0].dtype) else other)._defn(typing, *arguments)
+
+    typed.__signature__ = inspect.signature(other._defn)  # type: ignore[attr-defined]
+    typed.__name__ = typed.__qualname__ = other._defn.__name__
+    return intrinsic(typed)
 
 
 def _compile(context: Any, function: Any, signature: Any, fast: frozenset[str]) -> Any:

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from runtime.model.kernels import processor
+from runtime.model.kernels import code, processor
 
 AVX2 = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+avx,+avx2,+fma,+f16c,+bmi,+bmi2,+lzcnt,+movbe"
 PROGRAM = """if True:
@@ -23,6 +23,25 @@ PROGRAM = """if True:
 """
 
 
+@pytest.mark.skipif(not processor.multiplies_pairs(torch.bfloat16), reason="the processor has no AVX-512 BF16")
+def test_a_processor_without_amx_multiplies_pairs() -> None:
+    """Also this one, where Numba is told that it has none."""
+    features = ",".join(feature for feature in processor.target().split(" ")[1].split(",") if "amx" not in feature)
+    environment = os.environ | {"NUMBA_CPU_FEATURES": features}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("AVX-512 BF16 16\n", 0), done.stderr
+
+
+def test_tiles_that_the_system_refuses_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that uses tiles is not loaded then: its name has what compiles it."""
+    used = processor.multiplies_tiles(torch.bfloat16)
+    assert f"amx={used}" in code.compiler()
+    assert not any(processor.multiplies_tiles(dtype) for dtype in (torch.float16, torch.float32))
+    monkeypatch.setattr(processor, "_may_use_tiles", lambda: False)
+    monkeypatch.setattr(code, "multiplies_tiles", processor.multiplies_tiles.__wrapped__)
+    assert "amx=False" in code.compiler()
+
+
 @pytest.mark.skipif(not processor.has("avx2", "fma", "f16c"), reason="compiles for AVX2, which the processor has not")
 def test_a_processor_without_avx512_multiplies_with_avx2() -> None:
     """Numba compiles for the processor that is named: bfloat16 is converted to float32, and rows keep their bits."""
@@ -36,5 +55,6 @@ def test_instructions_follow_from_the_processor() -> None:
     assert processor.multiplies_pairs(torch.bfloat16) == native
     assert not processor.multiplies_pairs(torch.float16)
     assert not processor.multiplies_pairs(torch.float32)
-    assert (processor.instructions(torch.bfloat16) == "AVX-512 BF16") == native
+    assert (processor.instructions(torch.bfloat16) in ("AVX-512 BF16", "AMX")) == native
+    assert (processor.instructions(torch.bfloat16) == "AMX") == processor.multiplies_tiles(torch.bfloat16)
     assert processor.target().count(" ") == 1

@@ -24,6 +24,7 @@ import ctypes
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -66,6 +67,11 @@ def words(address: int, count: int) -> list[int]:
     return list((ctypes.c_int64 * count).from_address(address))
 
 
+def packed(start: int, count: int, inputs: int) -> Iterator[Access]:
+    """Yield the accesses to rows of x that are packed for tiles: pairs of elements, without a gap."""
+    yield "widened", start, start + count * -(-inputs // 32) * 64
+
+
 def product(a: Product, size: int, threads: int) -> Iterator[Access]:
     yield from rows("x", a.x, a.x_stride, a.rows, a.inputs * size)
     yield from rows("weight", a.weight, a.weight_stride, a.outputs, a.inputs * size)
@@ -75,6 +81,7 @@ def product(a: Product, size: int, threads: int) -> Iterator[Access]:
     if a.widened:
         count = threads * a.rows if a.widened_per_thread else a.rows
         yield from rows("widened", a.widened, a.widened_stride, count, a.inputs * 4)
+        yield from packed(a.widened + (count - a.rows) * a.widened_stride, a.rows, a.inputs)
 
 
 def coded(a: CodedProduct, size: int, threads: int) -> Iterator[Access]:
@@ -126,6 +133,8 @@ def grouped(a: GroupedProduct, size: int, threads: int) -> Iterator[Access]:
     yield from rows("out", a.out, a.out_stride, a.rows, a.outputs * size)
     if a.widened:
         yield from rows("widened", a.widened, a.widened_stride, a.rows, a.inputs * 4)
+        for begin, end in pairwise([0, *ends]):
+            yield from packed(a.widened + begin * a.widened_stride, end - begin, a.inputs)
 
 
 def norm(a: Norm, size: int, threads: int) -> Iterator[Access]:
@@ -228,7 +237,9 @@ def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
         yield from matrix("down", f, (a.down, a.down_stride, a.down_codes), f.hidden_size, a.channels, size)
         yield from rows("inner", f.inner, 3 * a.channels * size, f.rows, 3 * a.channels * size)
     if f.widened:
-        yield from rows("widened", f.widened, f.widened_stride, f.rows, max(inputs) * 4)
+        count = threads * f.rows if f.widened_per_thread else f.rows
+        yield from rows("widened", f.widened, f.widened_stride, count, max(inputs) * 4)
+        yield from packed(f.widened + (count - f.rows) * f.widened_stride, f.rows, max(inputs))
     codes = (a.qkv_codes, a.o_codes) if a.attends else ()
     codes += (a.gate_up_codes, a.down_codes) if a.feeds else ()
     for blocks in [-(-in_words(matrix_codes).inputs // 32) for matrix_codes in codes if matrix_codes]:
