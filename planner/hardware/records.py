@@ -179,25 +179,27 @@ def _is_useless(kept: list[ProductRates], more: ProductRates) -> bool:
 
 
 def _no_faster(rates: list[Together]) -> list[Together]:
-    """Return measured rates none of which is better than the one before: what seems so is noise."""
-    kept = rates[:1]
-    for own in rates[1:]:
-        before = kept[-1]
-        measured = own.measured
+    """Return measured rates none of which is better than the one before.
+
+    What seems so is noise. Rates are samples, which other programs make worse and none better: fewer devices have those
+    of more, where they were measured with worse ones. Fixed times are what steps take beyond them: more devices have
+    those of fewer.
+    """
+    fast = rates[-1:]
+    for own in reversed(rates[:-1]):
+        fast.insert(0, _no_slower(own, fast[0]))
+    kept = fast[:1]
+    for own in fast[1:]:
+        before, measured = kept[-1], own.measured
         if measured is not None and before.measured is not None:
-            same_rows = zip(measured.products, before.measured.products, strict=True)
-            measured = MeasuredRates(
-                products=tuple(_slower(*pair) for pair in same_rows),
-                row_ns=max(measured.row_ns, before.measured.row_ns),
+            measured = replace(
+                measured,
                 tree_ns=max(measured.tree_ns, before.measured.tree_ns),
                 stage_ns=None if measured.stage_ns is None else max(stage_ns(before), measured.stage_ns),
-                scores=_no_shorter(measured.scores, before.measured.scores),
             )
         kept.append(
-            Together(
-                devices=own.devices,
-                bandwidth_bytes_per_s=min(before.bandwidth_bytes_per_s, own.bandwidth_bytes_per_s),
-                flops_per_s=min(before.flops_per_s, own.flops_per_s),
+            replace(
+                own,
                 overhead_ns=max(before.overhead_ns, own.overhead_ns),
                 pass_ns=None if own.pass_ns is None else max(pass_ns(before), own.pass_ns),
                 table_ns=None if own.table_ns is None else max(table_ns(before), own.table_ns),
@@ -207,19 +209,38 @@ def _no_faster(rates: list[Together]) -> list[Together]:
     return kept
 
 
-def _no_shorter(
-    scores: tuple[ScoreTime, ...] | None, least: tuple[ScoreTime, ...] | None
+def _no_slower(own: Together, more: Together) -> Together:
+    """Return rates each of which is at least that with more devices."""
+    measured = own.measured
+    if measured is not None and more.measured is not None:
+        same_rows = zip(measured.products, more.measured.products, strict=True)
+        measured = replace(
+            measured,
+            products=tuple(_faster(*pair) for pair in same_rows),
+            row_ns=min(measured.row_ns, more.measured.row_ns),
+            scores=_no_longer(measured.scores, more.measured.scores),
+        )
+    return replace(
+        own,
+        bandwidth_bytes_per_s=max(own.bandwidth_bytes_per_s, more.bandwidth_bytes_per_s),
+        flops_per_s=max(own.flops_per_s, more.flops_per_s),
+        measured=measured,
+    )
+
+
+def _no_longer(
+    scores: tuple[ScoreTime, ...] | None, most: tuple[ScoreTime, ...] | None
 ) -> tuple[ScoreTime, ...] | None:
-    """Return times of attention, none below that with the same dims in ``least``."""
-    if scores is None or least is None:
-        return least
-    return tuple(replace(own, ns=max(own.ns, other.ns)) for own, other in zip(scores, least, strict=True))
+    """Return times of attention, none above that with the same dims in ``most``."""
+    if scores is None or most is None:
+        return scores
+    return tuple(replace(own, ns=min(own.ns, other.ns)) for own, other in zip(scores, most, strict=True))
 
 
-def _slower(one: ProductRates, other: ProductRates) -> ProductRates:
+def _faster(one: ProductRates, other: ProductRates) -> ProductRates:
     return ProductRates(
-        bandwidth_bytes_per_s=min(one.bandwidth_bytes_per_s, other.bandwidth_bytes_per_s),
-        flops_per_s=min(one.flops_per_s, other.flops_per_s),
+        bandwidth_bytes_per_s=max(one.bandwidth_bytes_per_s, other.bandwidth_bytes_per_s),
+        flops_per_s=max(one.flops_per_s, other.flops_per_s),
     )
 
 

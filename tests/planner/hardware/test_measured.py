@@ -231,6 +231,22 @@ def test_a_product_that_takes_longer_than_those_around_it_is_left_out() -> None:
     assert share_ns(own, 4000, 2 * 8 * 1000) == pytest.approx(1500, abs=2)
 
 
+def test_rates_alone_are_at_least_those_beside_others() -> None:
+    """A sample is worse where another program was at work, and never better."""
+    noisy = copy.deepcopy(SAMPLES)
+    for own in (*noisy["products_ns"]["1"]["memory"].values(), noisy["scores_ns"]["1"]["float32"]):
+        for name, times in own.items():
+            own[name] = [5 * ns for ns in times]
+    device = data()["hosts"][0]["devices"][0] | {"measured": device_data(rates_of(noisy))}
+    (own,) = parse_inventory({"hosts": [{"name": "a", "devices": [device]}]}, "f").at("float32").devices
+    beside = (own.together or ())[0]
+    assert own.measured is not None
+    assert beside.measured is not None
+    assert (own.bandwidth_bytes_per_s, own.flops_per_s) == (beside.bandwidth_bytes_per_s, beside.flops_per_s)
+    assert (own.measured.products, own.measured.scores) == (beside.measured.products, beside.measured.scores)
+    assert own.measured.row_ns < beside.measured.row_ns
+
+
 def test_a_measured_time_is_no_shorter_beside_others() -> None:
     """Also where alone it was not measured, and follows from the overhead."""
     inventory = data()
