@@ -247,7 +247,7 @@ def require(found: Division | None, search: Search, load: Load, settings: Settin
     if most and load.clients is not None:
         raise InfeasibleError(
             f"--clients: found {load.clients}, at most {most} sequences run at once{fast}, with {asked}: give fewer, "
-            "a lower --min-tokens-per-s, less context, or more devices",
+            f"{'a lower --min-tokens-per-s, ' if fast else ''}less context, or more devices",
             {},
         )
     if most:
