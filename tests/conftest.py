@@ -25,6 +25,25 @@ if os.access(Path.home(), os.W_OK):
 # A fifth of the time of importing and collecting all modules would go into looking for garbage, of which there is none.
 gc.disable()
 
+ROOT = Path(__file__).parent.parent
+LONGEST = (
+    "tests/runtime/processes/test_exits.py",
+    "tests/contract/test_families.py",
+    "tests/contract/test_forged_plans.py",
+    "tests/runtime/decode/test_gpu_steps.py",
+    "tests/contract/test_continuous.py",
+    "tests/tools/test_train_head.py",
+    "tests/runtime/processes/test_endings.py",
+    "tests/planner/problem/test_previous_plan.py",
+    "tests/runtime/model/kernels/test_inner_loops.py",
+    "tests/planner/checkpoints/test_checkpoint.py",
+    "tests/planner/families/test_family_tensors.py",
+    "tests/runtime/test_cli.py",
+    "tests/runtime/test_engine.py",
+    "tests/runtime/model/kernels/test_code.py",
+)
+"""Files that take more than 10 s of processor time. They begin first, so that none is all that is left at the end."""
+
 settings.register_profile("unhurried", deadline=None)  # a slow machine is no failure
 settings.load_profile("unhurried")
 
@@ -40,6 +59,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--cuda"):
         plan_factory.KIND = "cuda"
+    if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist, which would begin with the files of most tests
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files of LONGEST first; the others stay in their order."""
+    order = {ROOT / file: number for number, file in enumerate(LONGEST)}
+    missing = [file.name for file in order if not file.is_file()]
+    assert not missing, f"LONGEST: {missing}: not there"
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 def pytest_collection_finish() -> None:
