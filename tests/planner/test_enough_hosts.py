@@ -195,6 +195,18 @@ def test_no_group_or_option_over_more_hosts_costs_less_than_its_bound(seed: int)
                 )
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_prices_that_are_kept_from_fewer_hosts_are_those_of_the_machine(seed: int) -> None:
+    whole = drawn(seed)
+    for hosts in (1, 2):
+        few = on_hosts(whole, hosts)
+        alone = dataclasses.replace(whole, most_hosts=few.most_hosts)
+        assert few.problem == alone.problem
+        assert few.kv_divisions == alone.kv_divisions
+        assert few.in_use == alone.in_use
+        assert [few.in_use.least_ns(n) for n in (1, 3)] == [few.in_use.least_ns(n, 10**6) for n in (1, 3)]
+
+
 LARGE = machine(125, 8, 400_000, {}, {"latency": "15 us", "bandwidth": "100 Gbit/s"})
 
 
