@@ -133,6 +133,9 @@ def _token(value: Any, where: str, *, plain: bool) -> str | AddedToken | None:
 
     ``plain``: a mapping needs no ``__type`` to be an AddedToken.
     """
+    text = value.get("content") if isinstance(value, dict) else value
+    if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
+        raise RequestError(f"{where}: found half of a surrogate pair, expected a text")
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, dict) and (plain or value.get("__type") == "AddedToken"):

@@ -97,6 +97,8 @@ def test_a_template_has_the_tokens_of_the_map_where_transformers_has_them(decode
         ),
         (MAP, '{"additional_special_tokens": [5]}', "additional_special_tokens: found int, expected a text, or"),
         (MAP, '{"additional_special_tokens": 5}', "additional_special_tokens: found int, expected a list of tokens"),
+        (MAP, '{"eos_token": "a\\ud800"}', "eos_token: found half of a surrogate pair, expected a text"),
+        (CONFIG, '{"added_tokens_decoder": {"1": {"content": "\\udc00"}}}', "added_tokens_decoder.1: found half of a"),
         (CONFIG, '{"added_tokens_decoder": []}', None),
         (CONFIG, '{"added_tokens_decoder": ["a"]}', "added_tokens_decoder: expected a mapping of ids to tokens"),
         (CONFIG, '{"added_tokens_decoder": {"x": {}}}', "added_tokens_decoder: expected a mapping of ids to tokens"),
