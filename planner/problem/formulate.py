@@ -85,6 +85,10 @@ class Formulation:
     whole: "Formulation | None" = field(default=None, compare=False, repr=False)
     """With ``most_hosts``: the formulation on all hosts, which keeps what does not depend on their number."""
 
+    def __post_init__(self) -> None:
+        alike = self.whole is None or replace(self, most_hosts=None, whole=None) == self.whole
+        assert alike, "a formulation on few hosts differs from the one on all of them in their number alone"
+
     @cached_property
     def usable(self) -> Inventory:
         """The part of the inventory that can run models; nothing else has any part in the problem."""
