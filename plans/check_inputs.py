@@ -344,6 +344,8 @@ def _check_scores(path: str, own: Device | Together) -> Iterator[Violation]:
     for i, time in enumerate(scores):
         if time.head_dim <= dims:
             yield bad(f"{path}[{i}].head_dim", time.head_dim, f"more than {dims}")
+        elif time.ns < 1:
+            yield bad(f"{path}[{i}].ns", time.ns, "at least 1")
         elif i and time.ns * dims > ns * time.head_dim:
             yield bad(f"{path}[{i}].ns", time.ns, f"at most {ns * time.head_dim // dims}, as {dims} dims take {ns}")
         dims, ns = time.head_dim, time.ns

@@ -11,7 +11,7 @@ from math import prod
 
 from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY
 from planner.integers import PS_PER_NS, PS_PER_S, ceil_div, rounds
-from plans.cpu_times import scores_ps
+from plans.cpu_times import SCORES, scores_ps
 from plans.roofs import roofs_of
 from plans.schema import Device, Link
 
@@ -48,6 +48,17 @@ def share_ps(device: Device, traffic_bytes: int, flops: int, scores: int = 0, he
         ceil_div((nominal_bytes * p + nominal_flops * q) * PS_PER_S, divisor * divided)
         for p, q, divisor in roofs_of(device)
     )
+
+
+def score_flops_per_s(device: Device) -> int:
+    """Return the rate of products that would do the operations of attention in the time measured; 0 where it was not.
+
+    That of the most dims is the highest, as more dims take no longer than in proportion.
+    """
+    if device.measured is None or device.measured.scores is None:
+        return 0
+    (reached, whole), most = FLOPS_EFFICIENCY, device.measured.scores[-1]
+    return ceil_div(SCORE_DIM_FLOPS * most.head_dim * SCORES * whole * PS_PER_S, most.ns * reached * PS_PER_NS)
 
 
 def share_ns(device: Device, traffic_bytes: int, flops: int) -> int:

@@ -302,6 +302,9 @@ def _rates(data: Any, path: str) -> Rates:
     scores = _numbered(fields["scores"], units.DURATION, f"{path}.scores", "head_dim") if "scores" in fields else None
     if scores is not None and not scores:
         raise InventoryError(f"{path}.scores: found no time, expected at least one: add it, or remove the field")
+    for i, own in enumerate((scores or {}).values()):
+        if own.value < 1:
+            raise InventoryError(f"{path}.scores[{i}].value: found 0 ns, expected at least 1 ns: measure it again")
     bandwidth = _figure(fields.get("bandwidth"), units.BANDWIDTH, f"{path}.bandwidth")
     return Rates(bandwidth=bandwidth, products=products, scores=scores)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Literal
 
-from planner.costs.roofline import sum_latency_ns
+from planner.costs.roofline import score_flops_per_s, sum_latency_ns
 from planner.costs.rounding import LOWERED
 from planner.costs.shares import BaseShares, DraftShares
 from planner.costs.topology import Fabric
@@ -54,7 +54,7 @@ def _best_machine(inventory: Inventory, kind: Literal["cuda", "cpu"]) -> Invento
     device = replace(
         devices[0],
         bandwidth_bytes_per_s=max(device.bandwidth_bytes_per_s for device in others),
-        flops_per_s=max(device.flops_per_s for device in others),
+        flops_per_s=max(max(device.flops_per_s, score_flops_per_s(device)) for device in others),
         overhead_ns=min(device.overhead_ns for device in devices),
         pass_ns=_least([device.pass_ns for device in devices]),
         table_ns=_least([device.table_ns for device in devices]),

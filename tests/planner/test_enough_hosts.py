@@ -4,7 +4,7 @@ import dataclasses
 import json
 import random
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -29,8 +29,8 @@ from planner.solver.bounds.step import lower_bounds
 from planner.solver.certify import devices_in_use
 from planner.solver.minimise import Settings
 from planner.solver.solve import Solved, least_step, solve
-from plans.schema import Plan
-from tests.planner.instances import demo, formulation, gpu, host
+from plans.schema import MeasuredRates, Plan, ProductRates, ScoreTime
+from tests.planner.instances import cpu, demo, formulation, gpu, host
 
 SEEDS = range(24)
 CLASSES = range(24, 32)
@@ -164,7 +164,30 @@ def _used_hosts(few: Formulation, solved: Solved) -> set[int]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_group_or_option_over_more_hosts_costs_less_than_its_bound(seed: int) -> None:
-    whole = drawn(seed)
+    _bound_wider(drawn(seed))
+
+
+@pytest.mark.parametrize("score_ns", [1, 100, 100_000])
+@pytest.mark.parametrize("head", [None, "eagle3"])
+def test_nor_do_those_of_cpus_whose_attention_was_measured(score_ns: int, head: Literal["eagle3"] | None) -> None:
+    """Attention may be faster than products are, of those of all CPUs or of some."""
+    listed = [host(f"h{h}", cpu(f"h{h}c0", 40), cpu(f"h{h}c1", 40)) for h in range(4)]
+    whole = formulation({"hosts": listed, "network": {"class": "ethernet"}}, head, context=512)
+    for positions in range(8), range(0, 8, 2):
+        devices = list(whole.inventory.devices)
+        for position in positions:
+            own = devices[position]
+            flops_per_s = own.flops_per_s // 50
+            rates = ProductRates(bandwidth_bytes_per_s=own.bandwidth_bytes_per_s, flops_per_s=flops_per_s)
+            scores = (ScoreTime(head_dim=16, ns=score_ns), ScoreTime(head_dim=64, ns=2 * score_ns))
+            measured = MeasuredRates(products=(rates,), row_ns=0, tree_ns=0, scores=scores)
+            devices[position] = dataclasses.replace(own, flops_per_s=flops_per_s, measured=measured)
+        inventory = dataclasses.replace(whole.inventory, devices=tuple(devices))
+        _bound_wider(dataclasses.replace(whole, inventory=inventory))
+
+
+def _bound_wider(whole: Formulation) -> None:
+    """Assert that all groups and options over several hosts cost no less than some bound."""
     few = on_hosts(whole, 1)
     bounds = few.wider_groups
     problem = whole.problem

@@ -123,6 +123,11 @@ def scores(*times: tuple[int, int]) -> list[dict[str, int]]:
         ),
         (
             "inventory.devices[0].together",
+            [BESIDE | {"measured": products((1, 1), (1, 2)) | {"scores": scores((8, 0))}}],
+            "inventory.devices[0].together[0].measured.scores[0].ns: found 0, expected at least 1",
+        ),
+        (
+            "inventory.devices[0].together",
             [
                 QUICK | {"measured": products((9, 10), (1, 80)) | {"scores": scores((8, 9))}},
                 QUICK | {"devices": 3, "measured": products((9, 10), (1, 80)) | {"scores": scores((8, 7))}},

@@ -373,6 +373,11 @@ def test_a_measured_inventory_is_written_and_read_again(measured: Any) -> None:
         ),
         (("measured", "float32", "scores"), [], "measured.float32.scores: found no time, expected at least one: add"),
         (
+            ("measured", "float32", "scores", 0, "value"),
+            "0 ns",
+            "measured.float32.scores[0].value: found 0 ns, expected at least 1 ns",
+        ),
+        (
             ("measured", "float32", "scores", 0, "head_dim"),
             8,
             "measured: float32: found scores of heads of [16, 64] dims, expected [8, 64], with any number of devices",
