@@ -3,6 +3,7 @@
 stdout is for data, stderr for people. Nothing here needs torch: a command imports it when its work begins.
 """
 
+import errno
 import importlib
 import io
 import os
@@ -24,6 +25,9 @@ from runtime.commands.serve import serve_command
 from runtime.commands.verify import verify_command
 from runtime.errors import MachineError, RuntimeRefusal
 from runtime.processes.torchrun import Torchrun
+
+UNWRITABLE = frozenset({errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC})
+"""Errors of stdout, as those of files have their names."""
 
 EPILOG = """\b
 Exit codes:
@@ -77,8 +81,9 @@ def describe(error: BaseException) -> Refusal | None:
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
         return Refusal(exit_code=USAGE, text=f"error: {text}", data=error_data(error, text, USAGE))
-    if isinstance(error, OSError):  # stdout that cannot be written, so there is no object
-        return Refusal(exit_code=1, text=f"error: stdout: cannot write: {error.strerror or error}", data=None)
+    if isinstance(error, OSError):  # most likely stdout that cannot be written, so there is no object
+        text = f"stdout: cannot write: {error.strerror}" if error.errno in UNWRITABLE else str(error)
+        return Refusal(exit_code=1, text=f"error: {text}", data=None)
     return None
 
 

@@ -1,5 +1,6 @@
 """The commands of the runtime: exit codes, stdout and stderr."""
 
+import errno
 import io
 import json
 import os
@@ -18,7 +19,7 @@ import pytest
 from plans import codec
 from plans.acceptance import load_profile
 from plans.schema import Plan
-from runtime.cli import main
+from runtime.cli import describe, main
 from runtime.commands import prompts
 from runtime.engine import Engine
 from tests.runtime.small import CONTEXT, compiled_plan, write_tokenizer
@@ -227,6 +228,20 @@ def test_empty_or_undecodable_piped_input_is_refused(
         done = command("run", one_dir, stdin=stdin)
     assert (done.code, done.out) == (2, "")
     assert ("prompt: character 0 is none: the bytes are not UTF-8" if data else "prompt: empty") in done.err
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "error: stdout: cannot write: Input/output error"),
+        (OSError(errno.EMFILE, "Too many open files"), "error: [Errno 24] Too many open files"),
+        (PermissionError("/kernels cannot be written"), "error: /kernels cannot be written"),
+    ],
+)
+def test_only_errors_that_writing_has_are_said_to_be_of_stdout(error: OSError, text: str) -> None:
+    refusal = describe(error)
+    assert refusal is not None
+    assert (refusal.exit_code, refusal.text) == (1, text)
 
 
 def test_an_output_that_cannot_be_written_ends_the_run(one_dir: Path) -> None:
