@@ -94,11 +94,10 @@ def load_engine(
     status("loading torch")
     engine: Any = load_torch_module("runtime.engine").Engine
     if any(device.kind == "cpu" for device in plan.devices):
-        status(load_torch_module("runtime.processes.serving").KERNELS)
+        ops = load_torch_module("runtime.model.ops")
+        status(ops.KERNELS)
         dtype = load_torch_module("runtime.image.dtypes").DTYPES[plan.options.dtype]
         with ended_by_ctrl_c():  # the compiler calls back functions whose errors Python ignores; no rank runs yet
-            load_torch_module("runtime.model.ops").prepare(
-                dtype, codes=has_codes(plan.model), kv_dtype=plan.options.kv_dtype
-            )
+            ops.prepare(dtype, codes=has_codes(plan.model), kv_dtype=plan.options.kv_dtype, report=status)
     loaded: Engine = engine.load(plan, directory, torchrun=torchrun, method="fork", verify=verify, report=status)
     return loaded

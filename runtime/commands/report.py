@@ -41,9 +41,12 @@ def start_line(begun: list[tuple[str, float]], age_s: float) -> str:
     ``begun``: of a `Status`, the last one a moment ago; ``age_s``: age of the process now.
     """
     (result, all_s), before_s = begun[-1], age_s - begun[-1][1]
-    phases = [("imports and checks", before_s + begun[0][1])]
-    phases += [(name.partition(" (")[0], end - start) for (name, start), (_, end) in pairwise(begun)]
-    return f"{result} {before_s + all_s:.2f} s after the start: " + ", ".join(f"{s:.2f} {name}" for name, s in phases)
+    phases = {"imports and checks": before_s + begun[0][1]}
+    for (phase, start), (_, end) in pairwise(begun):
+        name = phase.partition(" (")[0]
+        phases[name] = phases.get(name, 0.0) + end - start
+    told = ", ".join(f"{time_s:.2f} {name}" for name, time_s in phases.items())
+    return f"{result} {before_s + all_s:.2f} s after the start: {told}"
 
 
 def process_age_s() -> float:

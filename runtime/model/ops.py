@@ -59,14 +59,26 @@ _product, _grouped = partial(Product.__new__, Product), partial(GroupedProduct._
 _norm, _gated = partial(Norm.__new__, Norm), partial(Gated.__new__, Gated)
 _top, _attend = partial(Top.__new__, Top), partial(Attend.__new__, Attend)
 
+KERNELS = "preparing the CPU kernels"
+"""Phase in which kernels are loaded, or compiled where they are not in the cache."""
 
-def prepare(dtype: torch.dtype, *, codes: bool, kv_dtype: str | None = None) -> None:
+
+def prepare(
+    dtype: torch.dtype, *, codes: bool, kv_dtype: str | None = None, report: Callable[[str], object] | None = None
+) -> None:
     """Compile the kernels of layers for a dtype, or load those that were compiled before; raise MachineError.
 
     ``codes``: that too which only models with quantized weights need. ``kv_dtype``: of the KV cache; None: ``dtype``.
+    ``report``: called with a phase before each kernel that is compiled.
     """
     left = {EXCHANGE} | ({CODED} if not codes else set()) | ({ATTEND_INT8} if kv_dtype != "int8" else set())
-    _prepare((kernel for kernel in code.KERNELS if kernel not in left), dtype)
+    kernels = [kernel for kernel in code.KERNELS if kernel not in left]
+    missing = [kernel for kernel in kernels if not code.is_kept(kernel, dtype)]
+    for kernel in kernels:
+        if kernel in missing and report is not None:
+            number = missing.index(kernel) + 1
+            report(f"{KERNELS} (compiling {number} of {len(missing)}, once for this processor and dtype)")
+        _prepare((kernel,), dtype)
 
 
 def prepare_products(dtype: torch.dtype) -> None:

@@ -33,9 +33,6 @@ EXIT_PRIORITY = 10
 """Priority with which an engine that nobody closed is closed at the interpreter's exit: before multiprocessing, at 0,
 waits for the rank processes, which would be for ever where one is stopped."""
 
-KERNELS = "preparing the CPU kernels (the first time about 20 s)"
-"""Phase in which the kernels of a dtype are compiled for this machine, or loaded from the cache."""
-
 
 class Session(Protocol):
     """Ranks that serve what they are sent, one session at a time."""
@@ -79,8 +76,10 @@ class InProcess:
 
     def __init__(self, plan: Plan, directory: Path, *, verify: bool, report: Report) -> None:
         if plan.devices[0].kind == "cpu":
-            report(KERNELS)
-            ops.prepare(DTYPES[plan.options.dtype], codes=has_codes(plan.model), kv_dtype=plan.options.kv_dtype)
+            report(ops.KERNELS)
+            ops.prepare(
+                DTYPES[plan.options.dtype], codes=has_codes(plan.model), kv_dtype=plan.options.kv_dtype, report=report
+            )
         report("loading the image")
         self._stopped = self._closed = False
         self._inbox = Inbox()
@@ -156,10 +155,10 @@ class InProcesses:
     ) -> None:
         """Start the ranks and wait until they are ready. Raises what ``Rank.open`` raises, and PeerError."""
         if any(device.kind == "cpu" for device in plan.devices):
-            report(KERNELS)
-            ops.prepare(
-                DTYPES[plan.options.dtype], codes=has_codes(plan.model), kv_dtype=plan.options.kv_dtype
-            )  # here, once for all ranks
+            report(ops.KERNELS)
+            ops.prepare(  # here, once for all ranks
+                DTYPES[plan.options.dtype], codes=has_codes(plan.model), kv_dtype=plan.options.kv_dtype, report=report
+            )
         if "shm" in plan.transports:
             ops.prepare_exchange(DTYPES[plan.options.dtype])
         own = range(len(plan.devices)) if torchrun is None else range(torchrun.rank, torchrun.rank + 1)

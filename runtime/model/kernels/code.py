@@ -71,9 +71,20 @@ def address(kernel: str, dtype: torch.dtype) -> int:
     Raise MachineError where another user can write the directory, before anything in it is read, and OSError where
     nothing can be kept.
     """
-    name = f"{kernel}_{str(dtype).removeprefix('torch.')}_{_key()}.o"
+    name = _name(kernel, dtype)
     with _ONE:
         return _link(*(_read(name) or _compiled(kernel, dtype, name)))
+
+
+def is_kept(kernel: str, dtype: torch.dtype) -> bool:
+    """Return True where a file has a kernel's code for a dtype."""
+    name = _name(kernel, dtype)
+    return any((directory / name).is_file() for directory in _directories())
+
+
+def _name(kernel: str, dtype: torch.dtype) -> str:
+    """Return the name of the file of a kernel's code."""
+    return f"{kernel}_{str(dtype).removeprefix('torch.')}_{_key()}.o"
 
 
 def _read(name: str) -> tuple[str, bytes] | None:

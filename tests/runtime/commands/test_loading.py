@@ -49,7 +49,8 @@ def test_the_status_line_of_a_terminal_is_erased() -> None:
 def test_the_time_to_the_first_token_is_told_phase_by_phase() -> None:
     now = [5.0]
     status = Status(None, clock=lambda: now[0])
-    for moment, phase in ((5.5, "loading torch"), (6.5, "preparing the CPU kernels (the first time about 20 s)")):
+    kernels = "preparing the CPU kernels"
+    for moment, phase in ((5.5, "loading torch"), (6.5, kernels), (6.6, f"{kernels} (compiling 1 of 1, once)")):
         now[0] = moment
         status(phase)
     now[0] = 6.75

@@ -131,6 +131,27 @@ def test_a_change_in_a_helper_of_a_kernel_compiles_it_again(compiled: tuple[Path
     assert set(cache.iterdir()) > first
 
 
+def test_each_kernel_that_is_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three kernels one is kept already; that of int8 caches is not needed."""
+    told: list[str] = []
+    monkeypatch.setattr(code, "KERNELS", {"norm": "rowwise", "gated": "rowwise", "top": "rowwise", "attend_int8": ""})
+    monkeypatch.setattr(code, "is_kept", lambda kernel, dtype: kernel == "gated")
+    monkeypatch.setattr(ops, "_entry", lambda kernel, dtype: told.append(kernel))
+    ops.prepare(torch.float32, codes=False, report=told.append)
+    first, second = (
+        f"preparing the CPU kernels (compiling {number} of 2, once for this processor and dtype)" for number in (1, 2)
+    )
+    assert told == [first, "norm", "gated", second, "top"]
+
+
+def test_a_kernel_is_kept_once_it_was_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    assert not code.is_kept("norm", torch.float32)
+    (tmp_path / code._name("norm", torch.float32)).touch()
+    assert code.is_kept("norm", torch.float32)
+    assert not code.is_kept("norm", torch.bfloat16)
+
+
 def test_kernels_that_cannot_be_kept_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file" / "inside"))
