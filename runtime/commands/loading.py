@@ -38,7 +38,6 @@ class Status:
         self.begun: list[tuple[str, float]] = []
         """Each phase with the seconds from the first moment to its beginning; at the end the result, likewise."""
         self._shown = False
-        self._phase = ""
         self._live: Live | None = None
         if console is not None and console.is_terminal:
             self._live = Live(console=console, transient=True, auto_refresh=False)
@@ -47,9 +46,8 @@ class Status:
 
     def __call__(self, phase: str) -> None:
         """Show that a phase begins; a phase that has begun is not shown twice."""
-        if phase == self._phase:
+        if phase in (begun for begun, _ in self.begun):
             return
-        self._phase = phase
         self.begun.append((phase, self._clock() - self._begin))
         if self._live is not None:
             self._live.update(Text(f"{printable(phase)} ..."), refresh=True)

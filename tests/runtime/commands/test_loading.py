@@ -73,6 +73,6 @@ def test_a_phase_is_shown_once() -> None:
     now = [0.0]
     status = Status(Console(file=text), clock=lambda: now[0])
     now[0] = 10
-    status("preparing")
-    status("preparing")
-    assert text.getvalue() == "preparing ...\n"
+    for phase in ("preparing", "preparing", "loading", "preparing"):
+        status(phase)
+    assert text.getvalue() == "preparing ...\nloading ...\n"
