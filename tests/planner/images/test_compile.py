@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from planner.build import inputs_of
 from planner.families import load_base, load_draft
 from planner.images import stream
 from planner.images.compile import compile_plan
@@ -20,7 +21,7 @@ from plans.schema import KvAxis, Plan, Run
 from runtime.errors import ImageError
 from runtime.image.verify import check_images
 from tests.plan_factory import Group, group, make_plan, split_draft, write_base, write_draft
-from tests.planner.images.two_stages import TORCH, images_of, inputs_of, names, save, two_stages
+from tests.planner.images.two_stages import TORCH, images_of, names, save, two_stages
 
 
 @st.composite

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from planner.build import inputs_of
 from planner.errors import OutputError
 from planner.families import load_base
 from planner.images.compile import compile_plan
@@ -23,7 +24,7 @@ from plans.schema import Plan
 from runtime.errors import ImageError
 from runtime.image.verify import check_images
 from tests.plan_factory import group, make_device, make_plan, write_base, write_draft
-from tests.planner.images.two_stages import inputs_of, names, save, two_stages
+from tests.planner.images.two_stages import names, save, two_stages
 
 IN_A_SMALL_ROOM = """
 mount -t tmpfs -o size=$1 tmpfs "$2" && cp -a "$3/." "$2" && "$4" -m planner compile "$2" --model "$5" --draft "$6"

@@ -8,13 +8,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from planner.build import inputs_of
 from planner.checkpoints.checkpoint import SINGLE
 from planner.costs import memory
 from planner.families import BaseInput, load_base, within
 from planner.images import stream
 from planner.images.compile import compile_plan
 from plans import codec, slots, weights
-from plans.schema import DType, Inputs, Plan, Run
+from plans.schema import DType, Plan, Run
 from plans.step import layer_class
 from tests.plan_factory import Group, make_plan
 from tests.planner.tiny_checkpoints import CLASSES, saved, saved_wrapper, tensors_by_role
@@ -34,14 +35,8 @@ def two_devices(base: BaseInput, units_of_first: int, dtype: DType = "float32") 
         units = layers.mlp.units
         first = min(units_of_first, units)
         runs.append(Run(num_layers=layers.num_layers, kv_heads=(1, 1), mlp_units=(first, units - first)))
-    inputs = Inputs(
-        base_config_sha256=base.config_sha256,
-        base_tensors_sha256=base.tensors_sha256,
-        draft_config_sha256=None,
-        draft_tensors_sha256=None,
-    )
     groups = [Group(devices=("a", "b"), runs=tuple(runs))]
-    return make_plan(model, groups, inputs=inputs, context=32, dtype=dtype)
+    return make_plan(model, groups, inputs=inputs_of(base, None), context=32, dtype=dtype)
 
 
 @pytest.mark.parametrize("units", [0, 1, 1000])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from planner.build import inputs_of
 from planner.errors import CheckpointError, InputError
 from planner.families import load_base
 from planner.images import reader
@@ -18,7 +19,7 @@ from plans.artifact import load_images
 from plans.schema import PlanError
 from runtime.image.verify import check_images
 from tests.plan_factory import Group, make_plan, write_draft
-from tests.planner.images.two_stages import edited, inputs_of, names, save, two_stages
+from tests.planner.images.two_stages import edited, names, save, two_stages
 
 
 def test_another_checkpoint_is_refused(tmp_path: Path) -> None:

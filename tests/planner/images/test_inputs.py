@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from planner.api import compiling
+from planner.build import inputs_of
 from planner.demo_model import BASE
 from planner.errors import InputError
 from planner.families import load_base
@@ -17,7 +18,7 @@ from planner.images.compile import compile_plan
 from planner.images.inputs import check_default
 from plans import codec
 from plans.check import InvalidPlanError
-from plans.schema import Inputs, Plan
+from plans.schema import Plan
 from tests.plan_factory import group, make_plan, write_base
 
 
@@ -26,13 +27,7 @@ def planned(tmp_path: Path) -> tuple[Path, Path, Plan]:
     base_dir, directory = tmp_path / "base", tmp_path / "plan"
     write_base(base_dir, num_layers=2)
     base = load_base(base_dir)
-    inputs = Inputs(
-        base_config_sha256=base.config_sha256,
-        base_tensors_sha256=base.tensors_sha256,
-        draft_config_sha256=None,
-        draft_tensors_sha256=None,
-    )
-    plan = make_plan(base.model, [group(base.model, ["a"], 2)], inputs=inputs)
+    plan = make_plan(base.model, [group(base.model, ["a"], 2)], inputs=inputs_of(base, None))
     directory.mkdir()
     save(plan, directory)
     return directory, base_dir, plan

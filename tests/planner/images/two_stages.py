@@ -7,21 +7,13 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from planner.families import BaseInput, DraftInput, load_base, load_draft
+from planner.build import inputs_of
+from planner.families import load_base, load_draft
 from plans import codec
-from plans.schema import Inputs, Plan, Run
+from plans.schema import Plan, Run
 from tests.plan_factory import Group, make_plan, split_draft, write_base, write_draft
 
 TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def inputs_of(base: BaseInput, draft: DraftInput | None) -> Inputs:
-    return Inputs(
-        base_config_sha256=base.config_sha256,
-        base_tensors_sha256=base.tensors_sha256,
-        draft_config_sha256=draft.config_sha256 if draft else None,
-        draft_tensors_sha256=draft.tensors_sha256 if draft else None,
-    )
 
 
 def save(plan: Plan, directory: Path) -> Path:

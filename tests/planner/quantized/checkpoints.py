@@ -13,6 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from planner.build import inputs_of
+from planner.families import load_base
+from planner.images.compile import compile_plan
+from plans import codec
+from plans.schema import Plan
+from tests.plan_factory import group, make_plan
 from tests.planner.quantized import packers
 from tests.planner.quantized.packers import Codes, Layer
 
@@ -245,3 +251,13 @@ def dequantised(checkpoint: Path, target: Path, form: str) -> Path:
             tensors[name] = near_values(tensor, form)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     return target
+
+
+def compiled(checkpoint: Path, directory: Path) -> Plan:
+    """Compile a plan of two devices, each of which has a part of every layer."""
+    base = load_base(checkpoint)
+    plan = make_plan(base.model, [group(base.model, ["a", "b"], 2)], inputs=inputs_of(base, None), dtype="float32")
+    directory.mkdir()
+    (directory / "plan.yaml").write_text(codec.dumps(plan))
+    compile_plan(directory, checkpoint, None)
+    return plan

@@ -12,18 +12,16 @@ from safetensors.torch import load_file, save_file
 from planner import cli
 from planner.families import load_base
 from planner.images import reader, stream
-from planner.images.compile import compile_plan
 from planner.quantized import Stored
 from planner.quantized.codes import Read
 from planner.quantized.column_order import Sorting, sorted_columns
 from planner.quantized.proofs import require_proofs
 from plans import codec
 from plans.ranges import Ranges
-from plans.schema import Inputs, Plan
 from plans.slots import device_slots
 from plans.weights import held
-from tests.plan_factory import group, make_plan, whole_group
-from tests.planner.quantized.checkpoints import METHODS, quantized
+from tests.plan_factory import make_plan, whole_group
+from tests.planner.quantized.checkpoints import METHODS, compiled, quantized
 from tests.planner.tiny_checkpoints import saved
 
 SIZES = {
@@ -91,20 +89,6 @@ def test_what_moves_to_a_device_without_weights_is_what_its_image_has(method: st
     for device in ("a", "b"):
         moved = sum(item.nbytes for item in held(plan) if item.device == device)
         assert moved == sum(slot.nbytes for slot in device_slots(plan, device))
-
-
-def compiled(checkpoint: Path, directory: Path) -> Plan:
-    """Compile a plan of two devices, each of which has a part of every layer."""
-    base = load_base(checkpoint)
-    inputs = Inputs(
-        base_config_sha256=base.config_sha256, base_tensors_sha256=base.tensors_sha256, draft_config_sha256=None,
-        draft_tensors_sha256=None,
-    )  # fmt: skip
-    plan = make_plan(base.model, [group(base.model, ["a", "b"], 2)], inputs=inputs, dtype="float32")
-    directory.mkdir()
-    (directory / "plan.yaml").write_text(codec.dumps(plan))
-    compile_plan(directory, checkpoint, None)
-    return plan
 
 
 def test_columns_are_sorted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from planner.build import inputs_of
 from planner.errors import InputError
 from planner.families import load_base
 from planner.images.compile import compile_plan
 from plans import codec
-from plans.schema import Inputs
 from tests.plan_factory import make_plan, whole_group
 from tests.planner.quantized.checkpoints import quantized
 from tests.planner.tiny_checkpoints import saved
@@ -188,10 +188,7 @@ def compiled(directory: Path, checkpoint: Path) -> None:
     plan = make_plan(
         base.model,
         [whole_group(base.model, ("a",))],
-        inputs=Inputs(
-            base_config_sha256=base.config_sha256, base_tensors_sha256=base.tensors_sha256,
-            draft_config_sha256=None, draft_tensors_sha256=None,
-        ),
+        inputs=inputs_of(base, None),
     )  # fmt: skip
     (directory / "plan").mkdir()
     (directory / "plan" / "plan.yaml").write_text(codec.dumps(plan))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import planner
 from planner import cli
+from planner.build import inputs_of
 from planner.errors import CheckpointError, ConfigError
 from planner.families import load_base
 from planner.images.compile import compile_plan
@@ -31,7 +32,7 @@ from plans.artifact import Image, load_images
 from plans.check import check
 from plans.quantized import ROUNDED
 from plans.ranges import Range
-from plans.schema import Inputs, Plan, RoundedWeights
+from plans.schema import Plan, RoundedWeights
 from tests.plan_factory import make_plan, whole_group
 from tests.planner.instances import cpu, host
 from tests.planner.quantized.checkpoints import METHODS, near_values, nearest, quantized
@@ -156,11 +157,7 @@ def reader_of(file: Path) -> Read:
 
 def planned(checkpoint: Path, target: Path, weights: RoundedWeights, devices: tuple[str, ...]) -> Plan:
     base = load_base(checkpoint, weights)
-    inputs = Inputs(
-        base_config_sha256=base.config_sha256, base_tensors_sha256=base.tensors_sha256,
-        draft_config_sha256=None, draft_tensors_sha256=None,
-    )  # fmt: skip
-    plan = make_plan(base.model, [whole_group(base.model, devices)], inputs=inputs)
+    plan = make_plan(base.model, [whole_group(base.model, devices)], inputs=inputs_of(base, None))
     plan = replace(plan, options=replace(plan.options, weights=weights))
     target.mkdir()
     (target / "plan.yaml").write_text(codec.dumps(plan))

@@ -15,11 +15,7 @@ from planner.errors import CheckpointError, ConfigError
 from planner.families import load_base
 from planner.families.load import FAMILIES
 from planner.families.wrappers import WRAPPERS
-from planner.images.compile import compile_plan
-from plans import codec
-from plans.schema import Inputs
-from tests.plan_factory import group, make_plan
-from tests.planner.quantized.checkpoints import METHODS, input_of
+from tests.planner.quantized.checkpoints import METHODS, compiled, input_of
 from tests.planner.tiny_checkpoints import bare, refused, saved_wrapper
 
 LINEAR = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
@@ -40,17 +36,9 @@ EXCEPT: dict[str, dict[str, Any]] = {
 """Settings by method, beside those of a text alone: how quantizers leave the images' part out."""
 
 
-def compiled(checkpoint: Path, directory: Path) -> list[dict[str, Tensor]]:
+def images_of(checkpoint: Path, directory: Path) -> list[dict[str, Tensor]]:
     """Compile a plan of two devices; return their images."""
-    base = load_base(checkpoint)
-    inputs = Inputs(
-        base_config_sha256=base.config_sha256, base_tensors_sha256=base.tensors_sha256, draft_config_sha256=None,
-        draft_tensors_sha256=None,
-    )  # fmt: skip
-    plan = make_plan(base.model, [group(base.model, ["a", "b"], 2)], inputs=inputs, dtype="float32")
-    directory.mkdir()
-    (directory / "plan.yaml").write_text(codec.dumps(plan))
-    compile_plan(directory, checkpoint, None)
+    compiled(checkpoint, directory)
     return [load_file(directory / f"{device}.safetensors") for device in ("a", "b")]
 
 
@@ -93,7 +81,7 @@ def test_images_are_those_of_the_text_alone(tmp_path: Path, name: str, method: s
     }
     file = bare(tmp_path / "alone", alone | {"quantization_config": METHODS[method][1]})
     save_file(coded, file.with_name(SINGLE), metadata={"format": "pt"})
-    expected = compiled(tmp_path / "alone", tmp_path / "alone-plan")
+    expected = images_of(tmp_path / "alone", tmp_path / "alone-plan")
     digests = set()
     for way in WRAPPERS[name].prefixes:
         directory = tmp_path / f"way{len(digests)}-{way[0]}"
@@ -103,7 +91,7 @@ def test_images_are_those_of_the_text_alone(tmp_path: Path, name: str, method: s
             for key, tensor in coded.items()
         }
         save_file(spelled | images, directory / SINGLE, metadata={"format": "pt"})
-        found = compiled(directory, tmp_path / f"plan-{way[0]}")
+        found = images_of(directory, tmp_path / f"plan-{way[0]}")
         for one, other in zip(found, expected, strict=True):
             assert one.keys() == other.keys()
             assert all(torch.equal(one[slot].view(torch.uint8), other[slot].view(torch.uint8)) for slot in other)
