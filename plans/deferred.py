@@ -15,8 +15,12 @@ from typing import Any
 UNUSED = frozenset(
     {"torch._meta_registrations", "torch.distributions", "torch.export", "torch.masked", "torchgen.model"}
 )
-"""A third to a half of ``import torch``. The first registers shapes of results for tensors without data,
-which neither a command nor a rank has; nothing ever asks it for a name, so it is not deferred in a user's process."""
+"""Modules that take a third to a half of ``import torch``.
+
+``torch._meta_registrations`` registers the shapes of results for tensors without data, which neither a command nor a
+rank has. As nothing asks it for a name, it would never be executed; so nothing is deferred in the process of a user of
+the Python interface.
+"""
 
 
 class Deferred(ModuleType):

@@ -11,7 +11,7 @@ asserted to agree with them; tests/runtime/model/kernels/touched.py has the byte
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module
 from typing import Any
@@ -78,18 +78,18 @@ def prepare(
         if kernel in missing and report is not None:
             number = missing.index(kernel) + 1
             report(f"{KERNELS} (compiling {number} of {len(missing)}, once for this processor and dtype)")
-        _prepare((kernel,), dtype)
+        _prepare(kernel, dtype)
 
 
 def prepare_products(dtype: torch.dtype) -> None:
     """Compile the kernel of products with plain weights for a dtype, or load it."""
-    _prepare((PRODUCT,), dtype)
+    _prepare(PRODUCT, dtype)
 
 
 def prepare_exchange(dtype: torch.dtype) -> None:
     """Compile the exchange through shared memory, or load it: for a dtype, partial results, and weights of a draw."""
     for reduced in {dtype, torch.float32, torch.float64}:
-        _prepare((EXCHANGE,), reduced)
+        _prepare(EXCHANGE, reduced)
 
 
 def exchange(dtype: torch.dtype) -> Callable[[bytes], None]:
@@ -100,10 +100,9 @@ def exchange(dtype: torch.dtype) -> Callable[[bytes], None]:
     return _entry(EXCHANGE, dtype)[1]
 
 
-def _prepare(kernels: Iterable[str], dtype: torch.dtype) -> None:
+def _prepare(kernel: str, dtype: torch.dtype) -> None:
     try:
-        for kernel in kernels:
-            _entry(kernel, dtype)
+        _entry(kernel, dtype)
     except OSError as error:
         raise MachineError(
             f"the CPU kernels cannot be kept: {error}: set NUMBA_CACHE_DIR to a directory that can be written"
