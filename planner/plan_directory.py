@@ -24,6 +24,7 @@ TOKENIZER_FILES = {
     "tokenizer.json": 64 << 20,
     "tokenizer_config.json": 12 << 20,
     "special_tokens_map.json": 1 << 20,
+    "added_tokens.json": 1 << 20,
     "tokenizer.model": 64 << 20,
     "chat_template.jinja": 1 << 20,
     "generation_config.json": 1 << 20,

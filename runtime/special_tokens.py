@@ -2,6 +2,7 @@
 
     tokenizer_config.json      names (``bos_token``, ...), extra ones, and ``added_tokens_decoder``
     special_tokens_map.json    where the config has no ``added_tokens_decoder``: its fields take the config's places
+    added_tokens.json          likewise: ids by text, as tokenizers before ``tokenizer.json`` were saved
 
 Tokens that these files name and ``tokenizer.json`` does not have as added ones are added to the tokenizer, so that
 their text is one token, and one that is skipped where special ones are.
@@ -18,6 +19,8 @@ from plans.files import read_inside
 from runtime.errors import RequestError
 
 CONFIG_FILE, MAP_FILE = "tokenizer_config.json", "special_tokens_map.json"
+ADDED_FILE = "added_tokens.json"
+FILES = (CONFIG_FILE, MAP_FILE, ADDED_FILE)
 MOST_CONFIG_BYTES = 16 << 20
 """Largest ``tokenizer_config.json``; those of vocabularies with thousands of added tokens have a few MB."""
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -33,8 +36,8 @@ class SpecialTokens:
     def __init__(self, directory: Path, contents: Mapping[str, bytes]) -> None:
         """``contents``: those of the files that are there, by name. Raises RequestError for what is none of them."""
         self._directory = directory
-        self._config, of_map = (_fields(directory / name, contents.get(name)) for name in (CONFIG_FILE, MAP_FILE))
-        self._map = {} if DECODER in self._config else of_map
+        self._config, of_map, added = (_fields(directory / name, contents.get(name)) for name in FILES)
+        self._map, self._added = ({}, {}) if DECODER in self._config else (of_map, added)
 
     @property
     def names(self) -> dict[str, str]:
@@ -48,7 +51,7 @@ class SpecialTokens:
         Of two for one text the later counts; one that has a name is special.
         """
         own = tokenizer.get_added_tokens_decoder()
-        added: list[str | AddedToken] = list(self._decoder() if DECODER in self._config else own.values())
+        added: list[str | AddedToken] = list(self._decoder() if DECODER in self._config else self._with_added(own))
         there = {str(token) for token in (*own.values(), *added)}
         named = tuple(self._every_named())
         for token in (*named, *self._extra()):
@@ -75,6 +78,32 @@ class SpecialTokens:
             if not isinstance(token, AddedToken):
                 raise RequestError(f"{where}.{key}: expected a mapping with a text as content")
             yield token
+
+    def _with_added(self, own: Mapping[int, AddedToken]) -> list[AddedToken]:
+        """Return the tokenizer's own added tokens with those of ``added_tokens.json`` at other ids, by id."""
+        special = self._special_texts()
+        tokens: dict[int, AddedToken] = {}
+        for text, number in self._added.items():
+            where = f"{self._directory / ADDED_FILE}: {text!r}"
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise RequestError(f"{where}: found {number!r}, expected the token's id")
+            tokens[number] = AddedToken(
+                str(_token(text, where, plain=True)), normalized=text not in special, special=text in special
+            )
+        return [token for _, token in sorted((tokens | dict(own)).items())]
+
+    def _special_texts(self) -> set[str]:
+        """Return the texts by which a token of ``added_tokens.json`` is special: those named, and lists of extra ones.
+
+        A token that the config has as a mapping does not count.
+        """
+        config, of_map = self._config, self._map
+        named = {name: config.get(name) for name in SPECIAL} | {
+            name: _content(of_map[name]) for name in SPECIAL if name in of_map
+        }
+        extra = (config.get(EXTRA) or config.get(ADDITIONAL), [_content(token) for token in _listed(of_map.get(EXTRA))])
+        texts = (*named.values(), *(text for tokens in extra for text in _listed(tokens)))
+        return {text for text in texts if isinstance(text, str)}
 
     def _every_named(self) -> Iterator[str | AddedToken]:
         """Yield the tokens that have names."""
@@ -107,7 +136,7 @@ def read_special(directory: Path) -> SpecialTokens:
 def special_contents(directory: Path) -> dict[str, bytes]:
     """Return the contents of the files that name special tokens, of those that are there; raise RequestError."""
     contents = {}
-    for name in (CONFIG_FILE, MAP_FILE):
+    for name in FILES:
         try:
             contents[name] = read_inside(directory, name, MOST_CONFIG_BYTES)
         except FileNotFoundError:
@@ -133,7 +162,7 @@ def _token(value: Any, where: str, *, plain: bool) -> str | AddedToken | None:
 
     ``plain``: a mapping needs no ``__type`` to be an AddedToken.
     """
-    text = value.get("content") if isinstance(value, dict) else value
+    text = _content(value)
     if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
         raise RequestError(f"{where}: found half of a surrogate pair, expected a text")
     if value is None or isinstance(value, str):
@@ -145,6 +174,16 @@ def _token(value: Any, where: str, *, plain: bool) -> str | AddedToken | None:
     raise RequestError(
         f"{where}: found {type(value).__name__}, expected a text, or an AddedToken with a text as content"
     )
+
+
+def _content(token: Any) -> Any:
+    """Return the text of a token, which may be a mapping."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _listed(tokens: Any) -> list[Any]:
+    """Return a list of tokens; nothing for what is none."""
+    return tokens if isinstance(tokens, list) else []
 
 
 def _as_token(token: str | AddedToken) -> AddedToken:

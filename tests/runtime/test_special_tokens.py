@@ -15,7 +15,7 @@ from runtime.errors import RequestError
 from runtime.tokenizer import PlanTokenizer
 from tests.runtime.small import write_tokenizer
 
-CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
+CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 TEXTS = ("a<s>b", "<s><e>a <e>b", "abcab<i>", "a<s> <p>a", "<e", "ab<p><p>c")
 FLAGS = st.fixed_dictionaries(
     {}, optional=dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized", "special"), st.booleans())
@@ -44,17 +44,26 @@ MAPS = st.fixed_dictionaries(
 )
 
 
-@given(own=st.lists(added(None), max_size=2), config=st.none() | CONFIGS, special=st.none() | MAPS)
+@given(
+    own=st.lists(added(None), max_size=2),
+    config=st.none() | CONFIGS,
+    special=st.none() | MAPS,
+    legacy=st.none() | st.dictionaries(CONTENT, st.integers(0, 60), max_size=3),
+)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_tokens_are_those_of_transformers(
-    own: list[dict[str, Any]], config: dict[str, Any] | None, special: dict[str, Any] | None, tmp_path: Path
+    own: list[dict[str, Any]],
+    config: dict[str, Any] | None,
+    special: dict[str, Any] | None,
+    legacy: dict[str, int] | None,
+    tmp_path: Path,
 ) -> None:
     write_tokenizer(tmp_path)
     file = tmp_path / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.add_tokens([AddedToken(**token) for token in own])
     tokenizer.save(str(file))
-    for name, fields in ((CONFIG, config), (MAP, special)):
+    for name, fields in ((CONFIG, config), (MAP, special), (ADDED, legacy)):
         (tmp_path / name).unlink(missing_ok=True)
         if fields is not None:
             (tmp_path / name).write_text(json.dumps(fields))
@@ -104,6 +113,9 @@ def test_a_template_has_the_tokens_of_the_map_where_transformers_has_them(decode
         (CONFIG, '{"added_tokens_decoder": {"x": {}}}', "added_tokens_decoder: expected a mapping of ids to tokens"),
         (CONFIG, '{"added_tokens_decoder": {"1": "a"}}', "added_tokens_decoder.1: expected a mapping with a text"),
         (CONFIG, '{"added_tokens_decoder": {"1": {}}}', "added_tokens_decoder.1: found dict, expected a text"),
+        (ADDED, '{"<s>": "5"}', "'<s>': found '5', expected the token's id"),
+        (ADDED, '{"\\ud800": 5}', "'\\ud800': found half of a surrogate pair, expected a text"),
+        (ADDED, "[]", "found list, expected a mapping"),
         (CONFIG, '{"extra_special_tokens": "a"}', "extra_special_tokens: found str, expected a list of tokens"),
     ],
 )
