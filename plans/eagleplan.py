@@ -7,15 +7,15 @@ The packages are named here as data and imported when one of their commands runs
 nothing of each other, and planning imports no torch. It lives in the contract because neither may import the other.
 """
 
-import difflib
-import sys
-from collections.abc import Iterator, Mapping
-from importlib import import_module
-from typing import NoReturn
-
-from plans.process import ended_at_once, importing
+from plans.process import ended_at_once, importing  # first, as it says
 
 with importing():
+    import difflib
+    import sys
+    from collections.abc import Iterator, Mapping
+    from importlib import import_module
+    from typing import NoReturn
+
     from plans.console import USAGE, Refusal, refusals_reported, usage_data
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {

@@ -89,10 +89,13 @@ def defer_signals(*numbers: signal.Signals) -> Iterator[None]:
 def ended_at_once() -> Iterator[None]:
     """End the process at once when a command exits: its files are closed, and unloading libraries takes long.
 
-    A command that a signal ended does not wait for a reader of its output who reads no more (a pager).
+    A command that a signal ended does not wait for a reader of its output who reads no more (a pager). Ctrl-C ends it
+    likewise where no command answers it: before one has begun, and after it.
     """
     try:
         yield
+    except KeyboardInterrupt:
+        _interrupt(signal.SIGINT, None)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
         if code > SIGNALLED:

@@ -26,6 +26,17 @@ def test_ctrl_c_while_libraries_are_imported_ends_the_process_with_130() -> None
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
+def test_ctrl_c_before_a_command_has_begun_ends_the_process_with_130() -> None:
+    program = (
+        "import os, signal\n"
+        "from plans.process import ended_at_once\n"
+        "with ended_at_once():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 def test_ctrl_c_in_a_function_that_a_library_calls_back_is_not_lost() -> None:
     """ctypes prints and ignores an error that is raised there, as in the compiler of the CPU kernels."""
     program = (
