@@ -11,10 +11,9 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from planner import durable
 from planner.errors import CheckpointError, OutputError
 from planner.families import BaseInput, DraftInput
-from plans import codec
+from plans import codec, durable
 from plans.acceptance import ACCEPTANCE, Profile, dump_profile
 from plans.files import kind_of, read_inside, resolved_inside
 from plans.schema import Plan, PlanError

@@ -18,7 +18,6 @@ TOPS = ("plans", "planner", "runtime")
 ROOMS = {
     "planner.integers": set(),
     "planner.errors": set(),
-    "planner.durable": set(),
     "planner.demo_model": set(),
     "planner.report": set(),
     "planner.efficiency": set(),
@@ -30,7 +29,7 @@ ROOMS = {
     "planner.solver": {"planner.errors", "planner.integers"},
     "planner.problem": {"planner.errors", "planner.integers", "planner.costs", "planner.solver"},
     "planner.images": {
-        *("planner.errors", "planner.durable", "planner.checkpoints", "planner.families", "planner.quantized"),
+        *("planner.errors", "planner.checkpoints", "planner.families", "planner.quantized"),
     },
     "planner.request": {"planner.errors", "planner.costs", "planner.families", "planner.hardware"},
     "planner.formulations": {"planner.families", "planner.problem"},
@@ -48,7 +47,7 @@ ROOMS = {
     },
     "planner.emit": {"planner.costs", "planner.problem", "planner.solver"},
     "planner.exports": {"planner.errors", "planner.problem"},
-    "planner.plan_directory": {"planner.errors", "planner.durable", "planner.families"},
+    "planner.plan_directory": {"planner.errors", "planner.families"},
     "planner.build": {
         *("planner.errors", "planner.costs", "planner.families", "planner.problem", "planner.solver"),
         *("planner.request", "planner.formulations", "planner.enough_hosts", "planner.longest_context", "planner.emit"),
@@ -60,7 +59,7 @@ ROOMS = {
         *("planner.integers", "planner.families"),
     },
     "planner.fleet": {
-        *("planner.errors", "planner.integers", "planner.durable", "planner.costs", "planner.families"),
+        *("planner.errors", "planner.integers", "planner.costs", "planner.families"),
         *("planner.problem", "planner.solver", "planner.formulations", "planner.enough_hosts", "planner.speculation"),
         *("planner.build", "planner.plan_directory"),
     },
@@ -73,7 +72,7 @@ ROOMS = {
         *("planner.errors", "planner.demo_model", "planner.report", "planner.hardware", "planner.checkpoints"),
         *("planner.families", "planner.solver", "planner.problem", "planner.images", "planner.request"),
         *("planner.plan_directory", "planner.remedies", "planner.api", "planner.exports", "planner.speculation"),
-        *("planner.durable", "planner.fleet"),
+        "planner.fleet",
     },
     "planner.cli": {"planner.commands"},
     "planner.__main__": {"planner.cli"},

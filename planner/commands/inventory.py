@@ -12,7 +12,7 @@ from planner.hardware import units
 from planner.hardware.catalog import catalog
 from planner.hardware.inventory import parse_inventory, read_inventory
 from planner.hardware.inventory_text import dump_inventory
-from plans import codec
+from plans import codec, durable
 from plans.process import importing
 from plans.schema import Device, DType, Inventory
 from plans.strict_yaml import load_yaml
@@ -55,10 +55,10 @@ def write_detected(file: Path | None, dtype: DType, as_json: bool, verbose: int)
     say_devices(load_yaml(detected.text, "detected"), inventory, verbose)
     if file is not None:
         try:
-            with file.open("x") as stream:
-                stream.write(detected.text)
+            durable.write_new(file, detected.text)
         except OSError as error:
-            raise OutputError(f"{file}: cannot write the inventory: {error.strerror}: give a new file") from error
+            advice = ": give a new file" if isinstance(error, FileExistsError) else ""
+            raise OutputError(f"{file}: cannot write the inventory: {error.strerror}{advice}") from error
         say(f"{file}: {len(inventory.devices)} device{'s' if len(inventory.devices) != 1 else ''}")
     if as_json:
         put({"inventory": codec.encode(inventory), "left_out": list(detected.left_out)})

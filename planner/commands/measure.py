@@ -7,7 +7,7 @@ from planner.commands.console import put, say
 from planner.commands.inventory import say_devices
 from planner.errors import OutputError
 from planner.hardware.inventory import parse_inventory, read_inventory
-from plans import codec
+from plans import codec, durable
 from plans.schema import DType
 from plans.strict_yaml import dump_yaml, load_yaml
 from plans.terminal import out
@@ -29,9 +29,7 @@ def run(*, file: Path | None, dtype: DType, as_json: bool, verbose: int) -> None
     say_devices(data, inventory, verbose)
     if file is not None:
         try:
-            whole = file.with_name(f"{file.name}.measured")
-            whole.write_text(text)
-            whole.replace(file)
+            durable.write_whole(file, text)
         except OSError as error:
             raise OutputError(f"{file}: cannot write the inventory: {error.strerror}") from error
         say(f"{file}: written")

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from planner.commands import show_fleet
-from planner.commands.console import one_form, put, say
+from planner.commands.console import one_form, put, say, write_page
 from planner.commands.tables import tables
 from planner.errors import InputError
 from planner.exports import accelerate, exllamav3, llama_cpp, vllm
@@ -93,7 +93,7 @@ def show_plan(plan: Path, frozen: Plan, *, as_json: bool, markdown: bool, html_f
     elif markdown:
         out(render.markdown(frozen, known(plan, frozen)), end="")
     elif html_file is not None:
-        write_html(plan, frozen, html_file)
+        write_page(html_file, render.html(frozen, known(plan, frozen)))
     else:
         out(tables(frozen, sys.stdout, known(plan, frozen)), styled=True)
         config = plan / BASE_CONFIG
@@ -108,15 +108,6 @@ def known(directory: Path, plan: Plan) -> Speculation | None:
     if plan.speculation is not None or plan.draft is None:
         return plan.speculation
     return on_same_placement(plan, profile_of(profile_beside(directory), plan.draft, inside=True))
-
-
-def write_html(directory: Path, plan: Plan, file: Path) -> None:
-    """Write a plan as one HTML page; raise InputError where the file cannot be written."""
-    try:
-        file.write_text(render.html(plan, known(directory, plan)))
-    except OSError as error:
-        raise InputError(f"--html {file}: cannot write: {error}") from error
-    say(f"{file}: written")
 
 
 def show_slot(directory: Path, plan: Plan, name: str, model: Path | None, draft: Path | None, as_json: bool) -> None:

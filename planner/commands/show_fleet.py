@@ -5,11 +5,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from planner import durable
-from planner.commands.console import put, say
+from planner.commands.console import put, say, write_page
 from planner.errors import InputError
 from planner.report import fleet as report
 from planner.report import launch as launch_files
+from plans import durable
 from plans.codec import encode
 from plans.fleet_diff import load_with_plans
 from plans.schema import Inventory
@@ -31,11 +31,7 @@ def run(directory: Path, *, as_json: bool, markdown: bool, html_file: Path | Non
     elif markdown:
         out(report.markdown(loaded), end="")
     elif html_file is not None:
-        try:
-            html_file.write_text(report.html(loaded, directory.resolve().name))
-        except OSError as error:
-            raise InputError(f"--html {html_file}: cannot write: {error}") from error
-        say(f"{html_file}: written")
+        write_page(html_file, report.html(loaded, directory.resolve().name))
     else:
         console = Console(file=sys.stdout)
         colour = sys.stdout is not None and sys.stdout.isatty() and not console.no_color
@@ -49,8 +45,8 @@ def write_launch(directory: Path, files: dict[str, str]) -> None:
         for name, content in files.items():
             file = directory / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            durable.replace(file, content.encode(), file.with_name(f".{file.name}.new"))
+            durable.write_whole(file, content)
             file.chmod(0o755 if name.endswith(".sh") else 0o644)
             out(str(file))
     except OSError as error:
-        raise InputError(f"{directory}: cannot write: {error}") from error
+        raise InputError(f"{directory}: cannot write: {error.strerror}") from error

@@ -8,14 +8,14 @@ fleet.yaml                                         last, so that it always has t
 import os
 from pathlib import Path
 
-from planner import durable, plan_directory
+from planner import plan_directory
 from planner.build import recorded_profile
 from planner.errors import OutputError
 from planner.families import load_base, load_planned_draft
 from planner.fleet.build import BuiltFleet, FleetInput
 from planner.plan_directory import BASE_CONFIG, DRAFT_CONFIG, DRAFT_DIRECTORY, draft_config
 from planner.speculation.profiles import kept_profile
-from plans import codec
+from plans import codec, durable
 from plans.acceptance import ACCEPTANCE, dump_profile
 from plans.codec import FLEET_FILE
 from plans.fleet import Fleet, dump_fleet, is_fleet

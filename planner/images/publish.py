@@ -14,8 +14,8 @@ import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from planner import durable
 from planner.errors import OutputError
+from plans import durable
 from plans.process import defer_signals
 
 TEMPORARY = ".compile-"

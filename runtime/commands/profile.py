@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from plans import codec
+from plans import codec, durable
 from plans.acceptance import PPM, Drafted, Profile, counted, dump_profile, wilson_ppm
 from plans.check import load
 from plans.schema import Plan
@@ -68,7 +68,7 @@ def profile(
         status.end("done")
     measured = profile_of(plan, drafts, prompts=len(prompts), tokens=tokens)
     try:
-        file.write_text(dump_profile(measured))
+        durable.write_whole(file, dump_profile(measured))
     except OSError as error:
         raise RequestError(f"--profile-out {file}: cannot write: {error.strerror}") from error
     acceptance = 1 + sum(lengths) / max(1, len(lengths))

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from planner import build, durable, request
+from planner import build, request
 from planner.build import replan
 from planner.demo_model import DEMO
 from planner.errors import InfeasibleError, InputError, OutputError
@@ -19,7 +19,7 @@ from planner.longest_context import longest_context
 from planner.plan_directory import refuse_foreign, write
 from planner.request import Request, Wanted, resolve, resolve_dtype
 from planner.solver.minimise import Settings
-from plans import codec
+from plans import codec, durable
 from plans.schema import Tree
 from tests.planner.instances import (
     EQUAL,

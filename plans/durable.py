@@ -42,3 +42,29 @@ def replace(file: Path, content: bytes, temporary: Path) -> None:
     """Replace a small file in one step, by way of ``temporary`` in the same directory; on disk when this returns."""
     write_synced(temporary, content)
     put_in_place(temporary, file)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that the user named, so that no part of it is ever there; a pipe or device is written as it is.
+
+    Of a link, what it leads to is replaced.
+    """
+    if file.exists() and not file.is_file():
+        file.write_text(text)
+        return
+    target = file.resolve()
+    temporary = target.with_name(f".{os.getpid()}.new")  # of a length that any directory takes
+    try:
+        replace(target, text.encode(), temporary)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_new(file: Path, text: str) -> None:
+    """Write a file that the user named and that is not there yet, likewise; raise FileExistsError where it is."""
+    file.touch(exist_ok=False)
+    try:
+        write_whole(file, text)
+    except OSError:
+        file.unlink()
+        raise
