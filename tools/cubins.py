@@ -122,6 +122,7 @@ def weight(code: str, scale: str, group: int | None, *, zeros: bool, experts: in
         scales=empty(*lead, 4096, groups, dtype=kinds.get(scale) or getattr(torch, scale)),
         zeros=empty(*lead, 4096, groups, dtype=torch.uint8) if zeros else None, form=form, inputs=4096,
         order=empty(*lead, 4096, dtype=torch.int32) if ordered else None,
+        counters=empty(products.COUNTERS, dtype=torch.int32),
     )  # fmt: skip
 
 
@@ -149,7 +150,7 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     sinks, ends = empty(32, dtype=dtype), empty(8, dtype=torch.int64)
     return {
         "norm": lambda: rowwise.norm(x, vector, 1e-5),
-        "norm, residual": lambda: rowwise.norm(x, vector, 1e-5, offset=True, residual=x),
+        "residual, norms": lambda: rowwise.add(x, x, (vector, 1e-5, True), 1.0, (vector, 1e-5, True)),
         "look-up, int8": lambda: tables.look_up(
             positions, empty(32000, 4096, dtype=torch.uint8), empty(32000, 1, dtype=torch.bfloat16), dtype
         ),
@@ -157,6 +158,9 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "heads": lambda: heads.rotate_and_store(qkv, 32, cache, rotary, positions, slice(4, 64), 0),
         "heads, norms, fp8": lambda: heads.rotate_and_store(
             qkv, 32, cache8, rotary, positions, empty(60, dtype=torch.int64), 0, norms=normed
+        ),
+        "heads, normed together": lambda: heads.rotate_and_store(
+            qkv, 32, cache, rotary, positions, slice(4, 64), 0, norms=(vector, vector[:1024], 1e-6, False)
         ),
         "heads, int8": lambda: heads.rotate_and_store(qkv, 32, codes, rotary, positions, slice(4, 64), 0),
         "attend, plain": lambda: attention.attend(qkv[:1], 32, cache, 0, mask(1, tree=1, splits=16), scale=0.1),

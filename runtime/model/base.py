@@ -152,6 +152,8 @@ class BaseStage:
         self._share = share = kv_shares(stage, stage.runs[0].kv_heads)[group.index]
         attended = attend_of(share, comm.subgroup, memory, "")
         self._layers = _layers(plan, stage, binder, own.layers, attended)
+        self._following = [*(layer.attention_norm for layer in self._layers[1:]), None]
+        """By layer: the norm with which the next one begins."""
         eagle3 = plan.draft is not None and plan.draft.kind == "eagle3"
         aux = plan.draft.aux_layers if plan.draft is not None and eagle3 else ()
         self._captures = {layer - stage.first_layer: 1 + plane for plane, layer in enumerate(aux)}
@@ -269,10 +271,14 @@ class BaseStage:
         assert hidden is not None, "what a device is not sent it has computed"
         if self._whole is not None:
             hidden = self._whole.begin(hidden, rows[0])
+        normed: Tensor | None = None
         for number, (layer, (view, cache)) in enumerate(zip(self._layers, self._caches, strict=True)):
             if number in self._captures:
                 carry[self._captures[number]].copy_(hidden)
-            hidden = layer(hidden, cache, rows[view]) if self._whole is None else self._whole.run(number)
+            if self._whole is None:
+                hidden, normed = layer.followed(hidden, normed, cache, rows[view], self._following[number])
+            else:
+                hidden = self._whole.run(number)
             self._progress.tick()
         if len(self._layers) in self._captures:
             carry[self._captures[len(self._layers)]].copy_(hidden)

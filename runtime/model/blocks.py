@@ -25,7 +25,7 @@ from runtime.image.dtypes import HEADER_DTYPES
 from runtime.model import ops
 from runtime.model.draw import Draw, best_of_group, draw
 from runtime.model.experts import Clamp, Experts
-from runtime.model.layers import WHOLE, Attend, Attention, GatedMlp, Linear, Norm, Output, Rows
+from runtime.model.layers import ADDED, WHOLE, Attend, Attention, GatedMlp, Linear, Norm, Output, Rows
 from runtime.model.router import Router
 from runtime.model.scores import Scores
 from runtime.model.weights import Coded, look_up, product
@@ -70,13 +70,15 @@ class Binder:
         if slots.form is None:
             return self.tensor(slots.weight)
         assert slots.scales is not None
+        codes = self.tensor(slots.weight)
         return Coded(
             form=slots.form,
-            codes=self.tensor(slots.weight),
+            codes=codes,
             scales=self.tensor(slots.scales),
             zeros=self._optional(slots.zeros),
             inputs=slots.inputs,
             order=self._optional(slots.order),
+            counters=None if ops.is_cpu(codes) or codes.dim() == 3 else ops.counters(codes.device),
         )
 
     def _optional(self, slot: SlotSpec | None) -> Tensor | None:
@@ -217,16 +219,42 @@ class Layer:
     mlp: GatedMlp | Experts
     attention_output: Output | None = None
     mlp_output: Output | None = None
-    """Norms and factors of outputs before they are added to the residual; both None: none, a sum has the residual."""
+    """Norms and factors of outputs before they are added to the residual; None: none, a sum has the residual."""
 
     def __call__(self, hidden: Tensor, cache: Tensor, rows: Rows) -> Tensor:
-        normed = self.attention_norm(hidden) if self.attention_norm else hidden
-        if self.attention_output is None or self.mlp_output is None:
+        """Return the output of the layer [W, H]; ``hidden`` may be overwritten."""
+        return self.followed(hidden, None, cache, rows, None)[0]
+
+    def followed(
+        self, hidden: Tensor, normed: Tensor | None, cache: Tensor, rows: Rows, following: Norm | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the output of the layer [W, H], and the norm ``following`` of it where a kernel computes both.
+
+        ``normed``: the input behind the norm before attention, where the layer before has computed it.
+        """
+        if normed is None:
+            normed = self.attention_norm(hidden) if self.attention_norm else hidden
+        output, normed_next = _output(self.attention_output, self.attention.o.bias, self.attention.group, hidden), None
+        if output is None:
             hidden = self.attention(normed, hidden, cache, rows)
-            return self.mlp(self.mlp_norm(hidden) if self.mlp_norm else hidden, hidden)
-        hidden = self.attention_output(self.attention(normed, None, cache, rows), hidden)
-        normed = self.mlp_norm(hidden) if self.mlp_norm else hidden
-        return self.mlp_output(self.mlp(normed, None), hidden)
+        else:
+            hidden, normed_next = output(self.attention(normed, None, cache, rows), hidden, self.mlp_norm)
+        if normed_next is None:
+            normed_next = self.mlp_norm(hidden) if self.mlp_norm else hidden
+        bias = self.mlp.down.bias if isinstance(self.mlp, GatedMlp) and self.mlp.down is not None else None
+        output = _output(self.mlp_output, bias, self.mlp.group, hidden)
+        if output is None:
+            return self.mlp(normed_next, hidden), None
+        return output(self.mlp(normed_next, None), hidden, following)
+
+
+def _output(output: Output | None, bias: Tensor | None, group: Group, hidden: Tensor) -> Output | None:
+    """Return what becomes of an output; None: its product adds it to the residual.
+
+    On a GPU a product adds rows or a bias, not both: with a bias, one kernel adds the result and norms the sum.
+    """
+    alone = bias is not None and group.handle is None and not ops.is_cpu(hidden)
+    return ADDED if output is None and alone else output
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

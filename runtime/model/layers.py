@@ -105,6 +105,11 @@ class Norm:
         """Fill ``out`` [W, H], whose rows may be apart, with the norm of ``x`` on a GPU."""
         ops.norm_into(out, x, self.weight, self.eps, offset=self.offset)
 
+    @property
+    def parameters(self) -> ops.RowNorm:
+        """Weight, eps and offset."""
+        return self.weight, self.eps, self.offset
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
@@ -113,14 +118,25 @@ class Output:
     norm: Norm | None
     multiplier: float | None
 
-    def __call__(self, out: Tensor, residual: Tensor) -> Tensor:
-        """Return residual + norm(out) * multiplier [W, H]; ``out`` is overwritten."""
+    def __call__(self, out: Tensor, residual: Tensor, following: Norm | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return residual + norm(out) * multiplier [W, H], and on a GPU the norm ``following`` of it; both arguments
+        may be overwritten.
+        """
+        if not ops.is_cpu(out):
+            norms = [None if norm is None else norm.parameters for norm in (self.norm, following)]
+            return residual, ops.add_in_place(residual, out, norms[0], self.multiplier, norms[1])
         if self.norm is not None:
             norm = self.norm
-            return ops.normed_onto(residual, out, norm.weight, norm.eps, offset=norm.offset, multiplier=self.multiplier)
+            return ops.normed_onto(
+                residual, out, norm.weight, norm.eps, offset=norm.offset, multiplier=self.multiplier
+            ), None
         if self.multiplier is not None:
             out.mul_(self.multiplier)
-        return out.add_(residual)
+        return out.add_(residual), None
+
+
+ADDED = Output(norm=None, multiplier=None)
+"""An output that is added as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,7 +203,8 @@ class Attention:
         """Return the attention before o [W, columns of o], of ``x`` [W, H]."""
         h, k = self.query_heads, self.kv_heads
         qkv = self.qkv(x).view(x.shape[0], h + 2 * k, self.head_dim)  # [W, h + 2k, D]
-        if self.normed_heads is not None:
+        in_kernel = rows.mask is not None and self.group.handle is None  # with the rotation
+        if self.normed_heads is not None and not in_kernel:
             self._norm_together(qkv)
         first, rotary = rows.sequences.start, rows.rotary[self.table]
         if rows.mask is not None:
@@ -213,8 +230,9 @@ class Attention:
         return self.attend.by_bias(q, seen[:, :k], seen[:, k:], rows.bias, self.scores)
 
     def _head_norms(self) -> tuple[Tensor, Tensor, float, bool] | None:
-        """Return weights, eps and offset of the norms of each head; None: there are none."""
-        if self.normed_heads is not None or self.q_norm is None or self.k_norm is None:
+        """Return weights, eps and offset of the norms of heads; None: there are none, or devices have added them up."""
+        divided = self.normed_heads is not None and self.group.handle is not None
+        if divided or self.q_norm is None or self.k_norm is None:
             return None
         return self.q_norm.weight, self.k_norm.weight, self.q_norm.eps, self.q_norm.offset
 

@@ -122,6 +122,11 @@ def on_gpu(module: str) -> Any:
     return import_module(f"runtime.model.triton_kernels.{module}")
 
 
+def counters(device: torch.device) -> Tensor:
+    """Return the counters of a product with codes on a GPU (``weights.Coded``)."""
+    return torch.zeros(on_gpu("products").COUNTERS, dtype=torch.int32, device=device)
+
+
 def widens(dtype: torch.dtype) -> bool:
     """Return True where products do not read their input as it is: halves that the processor does not multiply become
     float32, and those of which it multiplies tiles are packed."""
@@ -235,15 +240,26 @@ def norm_into(out: Tensor, x: Tensor, weight: Tensor, eps: float, *, offset: boo
 def normed_onto(
     residual: Tensor, x: Tensor, weight: Tensor, eps: float, *, offset: bool = False, multiplier: float | None = None
 ) -> Tensor:
-    """Return residual + multiplier * norm(x) [W, H]; ``multiplier`` None: 1."""
-    if not is_cpu(x):
-        rows = on_gpu("rowwise")
-        added: Tensor = rows.norm(
-            x, weight, eps, offset=offset, residual=residual, multiplier=1.0 if multiplier is None else multiplier
-        )
-        return added
+    """Return residual + multiplier * norm(x) [W, H] on a CPU; ``multiplier`` None: 1."""
     out = norm(x, weight, eps, offset=offset)
     return (out if multiplier is None else out.mul_(multiplier)).add_(residual)
+
+
+RowNorm = tuple[Tensor, float, bool]
+"""Weight [H] of a norm, eps, and whether the weight is an offset from 1."""
+
+
+def add_in_place(
+    residual: Tensor, x: Tensor, norm: RowNorm | None, multiplier: float | None, following: RowNorm | None
+) -> Tensor | None:
+    """Add ``multiplier`` * ``x`` [W, H], or of its norm, to ``residual`` on a GPU; return the sum's ``following`` norm.
+
+    ``multiplier`` None: 1. ``following`` None: nothing is returned.
+    """
+    normed: Tensor | None = on_gpu("rowwise").add(
+        residual, x, norm, 1.0 if multiplier is None else multiplier, following
+    )
+    return normed
 
 
 def gated(both: Tensor, activation: Activation = "silu") -> Tensor:
@@ -351,8 +367,8 @@ def rotate_and_store(
 ) -> None:  # fmt: skip
     """Norm and rotate the heads of ``qkv`` [W, h + 2k, D] on a GPU, its queries in place, its keys into the cache.
 
-    ``rotary`` [2, P, D] and ``factors`` [P] of all positions; others as in ``attend``. ``norms``: weights [D] of
-    queries and of keys, eps, and whether they are offsets from 1.
+    ``rotary`` [2, P, D] and ``factors`` [P] of all positions; others as in ``attend``. ``norms``: weights of queries
+    and of keys, [D] of each head or [h * D] and [k * D] of all together, eps, and whether they are offsets from 1.
     """
     on_gpu("heads").rotate_and_store(
         qkv, query_heads, cache, rotary, mask.positions, written, first, norms=norms, factors=factors

@@ -37,6 +37,9 @@ class Coded:
     """Columns of x, the input."""
     order: Tensor | None = None
     """int32 [..., in]: columns of x in the order of the codes, -1 where x counts as 0; None: their own order."""
+    counters: Tensor | None = None
+    """int32 [``products.COUNTERS``], zeros: parts of a product on a GPU that are written; None: on a CPU, of experts.
+    """
 
     @property
     def held_columns(self) -> int:

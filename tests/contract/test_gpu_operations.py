@@ -126,10 +126,13 @@ def test_devices_that_divide_kv_heads(
 
 
 @pytest.mark.parametrize(
-    ("family", "sizes"), [("mixtral", {"intermediate_size": 32}), ("gemma3_text", {}), ("gpt_oss", {})]
+    ("family", "sizes"),
+    [("mixtral", {"intermediate_size": 32}), ("gemma3_text", {}), ("gpt_oss", {}), ("olmo2", {}), ("granite", {})],
 )
 def test_families(family: str, sizes: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Experts; norms of q and k, norms of outputs with offsets from 1, windows; sinks, and gates with bounds."""
+    """Experts; norms of q and k, norms of outputs with offsets from 1, windows; sinks, and gates with bounds; norms of
+    all heads together; a factor of outputs.
+    """
     loaded = load_base(saved(tmp_path / "base", family, **sizes))
     kinds = [replace(loaded.model, layers=(layers,)) for layers in loaded.model.layers]
     runs = tuple(group(kind, ("a",), kind.num_layers).runs[0] for kind in kinds)

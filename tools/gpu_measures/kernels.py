@@ -138,6 +138,7 @@ def experts(bench: Bench) -> None:
 
 
 def products(bench: Bench) -> None:
+    _check_parts(bench)
     shapes = ((28672, 4096), (4096, 14336), (128256, 4096)) if bench.gpu else ((512, 256),)
     for outputs, inputs in shapes:
         count = max(2, int(3e8 / (outputs * inputs * 2)) + 1) if bench.gpu else 2  # more than its caches hold
@@ -168,4 +169,25 @@ def _int4(bench: Bench, outputs: int, inputs: int) -> Coded:
     form = WeightFormat(code="int4", scale="bfloat16", group=128, zeros=False)
     codes = torch.randint(256, (outputs, inputs // 2), dtype=torch.uint8, device=bench.device)
     scales = torch.rand(outputs, inputs // 128, device=bench.device).to(torch.bfloat16)
-    return Coded(form=form, codes=codes, scales=scales, zeros=None, inputs=inputs)
+    counters = ops.counters(bench.device) if bench.gpu else None
+    return Coded(form=form, codes=codes, scales=scales, zeros=None, inputs=inputs, counters=counters)
+
+
+def _check_parts(bench: Bench) -> None:
+    """Compare products whose columns are divided with those of their values, and with themselves, many times: which
+    program adds the parts up is another each time.
+    """
+    outputs, inputs = (4096, 14336) if bench.gpu else (64, 256)
+    weight = _int4(bench, outputs, inputs)
+    column = torch.arange(inputs, device=bench.device)
+    byte = weight.codes[:, 16 * (column // 32) + column % 16]
+    codes = torch.where(column % 32 < 16, byte & 15, byte >> 4)
+    values = (codes.float() - 8) * weight.scales.float().repeat_interleave(128, 1)
+    for rows in (1, 60):
+        x = torch.randn(rows, inputs, device=bench.device).to(bench.dtype)
+        expected, out = x.float() @ values.t(), product(x, weight)
+        error = ((out.float() - expected).abs().max() / expected.abs().max()).item()
+        same = all(torch.equal(product(x, weight), out) for _ in range(200 if bench.gpu else 2))
+        found = f"{error:.4f}, {'the same' if same else 'other'} bits"
+        what = f"{rows} rows, int4, divided columns: relative error, repeated"
+        say(what, "< 0.02, the same bits", found, error < 0.02 and same)

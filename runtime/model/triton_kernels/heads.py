@@ -35,29 +35,41 @@ def _codes_of(values, scale):
 @triton.jit(do_not_specialize=["first", "start"])
 def heads_kernel(
     qkv, cache, scales, cosines, sines, positions, written, q_weight, k_weight, factors,
-    rows, query_heads, kv_heads, n, sequence_rows, first, start, last_position, eps, most,
+    rows, query_heads, kv_heads, n, sequence_rows, first, start, last_position, eps, most, step,
     D: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, ITEMS: tl.constexpr,
-    NORMS: tl.constexpr, OFFSET: tl.constexpr, SCALES: tl.constexpr, BY_INDEX: tl.constexpr, CLAMPS: tl.constexpr,
-    FLOAT8: tl.constexpr, CODES: tl.constexpr,
+    NORMS: tl.constexpr, TOGETHER: tl.constexpr, OFFSET: tl.constexpr, SCALES: tl.constexpr, BY_INDEX: tl.constexpr,
+    CLAMPS: tl.constexpr, FLOAT8: tl.constexpr, CODES: tl.constexpr,
 ):  # fmt: skip
-    """Norm, scale and rotate some heads in place, and write keys and values to the cache."""
-    item = (tl.program_id(0).to(tl.int64) * ITEMS + tl.arange(0, ITEMS))[:, None]
+    """Norm, scale and rotate ``step`` heads in place, and write keys and values to the cache."""
+    number = tl.arange(0, ITEMS)[:, None]
+    item = tl.program_id(0).to(tl.int64) * step + number
     half = tl.arange(0, HALF)[None, :]
     all_heads, keys_end = query_heads + 2 * kv_heads, query_heads + kv_heads
     row, head = item // all_heads, item % all_heads
-    live = row < rows
+    live = (row < rows) & (number < step)
     inside = live & (half < D // 2)
     source = qkv + (row * all_heads + head) * D + half
     low = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     high = tl.load(source + D // 2, mask=inside, other=0.0).to(tl.float32)
     is_query, is_value = head < query_heads, head >= keys_end
     if NORMS:
-        factor = tl.rsqrt((tl.sum(low * low, 1) + tl.sum(high * high, 1)) / D + eps)[:, None]
-        seen = half < D // 2
-        q_low = tl.load(q_weight + half, mask=seen, other=0.0).to(tl.float32)
-        k_low = tl.load(k_weight + half, mask=seen, other=0.0).to(tl.float32)
-        q_high = tl.load(q_weight + D // 2 + half, mask=seen, other=0.0).to(tl.float32)
-        k_high = tl.load(k_weight + D // 2 + half, mask=seen, other=0.0).to(tl.float32)
+        squares = (tl.sum(low * low, 1) + tl.sum(high * high, 1))[:, None]
+        q_at, k_at, seen, counted = half, half, half < D // 2, D
+        if TOGETHER:  # the program has all heads of a row
+            of_queries = tl.sum(tl.where(live & is_query, squares, 0.0), 0)[:, None]
+            of_keys = tl.sum(tl.where(live & (head >= query_heads) & (head < keys_end), squares, 0.0), 0)[:, None]
+            squares = tl.where(is_query, of_queries, of_keys)
+            counted = tl.where(is_query, query_heads, kv_heads) * D
+            q_at, k_at = head * D + half, (head - query_heads) * D + half
+            seen = inside & (head < keys_end)
+        factor = tl.rsqrt(squares / counted + eps)
+        q_seen, k_seen = seen, seen
+        if TOGETHER:
+            q_seen, k_seen = seen & is_query, seen & (head >= query_heads)
+        q_low = tl.load(q_weight + q_at, mask=q_seen, other=0.0).to(tl.float32)
+        k_low = tl.load(k_weight + k_at, mask=k_seen, other=0.0).to(tl.float32)
+        q_high = tl.load(q_weight + D // 2 + q_at, mask=q_seen, other=0.0).to(tl.float32)
+        k_high = tl.load(k_weight + D // 2 + k_at, mask=k_seen, other=0.0).to(tl.float32)
         weight_low, weight_high = tl.where(is_query, q_low, k_low), tl.where(is_query, q_high, k_high)
         if OFFSET:
             weight_low, weight_high = weight_low + 1.0, weight_high + 1.0
@@ -111,8 +123,9 @@ def rotate_and_store(
     ``cache`` [B, T, 2k, D], of which the sequences from ``first`` on take part; ``rotary`` [2, P, D]: cosines and
     signed sines of all positions; ``positions`` [W] int64, those behind the table's end take its last row. ``written``:
     n cache rows of each sequence, or W rows among all sequences' rows. ``norms``: weights [D] of queries and of keys,
-    eps, and whether they are offsets from 1. ``factors`` [P] of queries by position. Values beyond the range of the
-    cache's dtype are clamped to it; int8 has codes (``kv_codes``).
+    or [h * D] and [k * D] where the heads of a row are normed together, eps, and whether
+    they are offsets from 1. ``factors`` [P] of queries by position. Values beyond the range of the cache's dtype are
+    clamped to it; int8 has codes (``kv_codes``).
     """
     (rows, all_heads, dims), (_, sequence_rows, both, cached) = qkv.shape, cache.shape
     kv_heads = both // 2
@@ -129,12 +142,17 @@ def rotate_and_store(
     float8, most = cache.dtype == torch.float8_e4m3fn, 0.0 if codes else torch.finfo(cache.dtype).max
     q_weight, k_weight, eps, offset = norms or (None, None, 0.0, False)
     half = power_of_two(dims // 2)
-    items = max(1, min(power_of_two(rows * all_heads), PAIRS // half))
+    together = q_weight is not None and q_weight.shape != (dims,)
+    items = power_of_two(all_heads) if together else max(1, min(power_of_two(rows * all_heads), PAIRS // half))
+    step = all_heads if together else items
+    assert q_weight is None or q_weight.shape == ((query_heads * dims,) if together else (dims,))
+    assert k_weight is None or k_weight.shape == ((kv_heads * dims,) if together else (dims,))
     launch.start(
-        heads_kernel, (ceil_div(rows * all_heads, items),), qkv, cache.view(torch.uint8) if float8 else cache,
+        heads_kernel, (ceil_div(rows * all_heads, step),), qkv, cache.view(torch.uint8) if float8 else cache,
         cache.view(torch.float32) if codes else None, rotary[0], rotary[1], positions, index, q_weight, k_weight,
         factors, rows, query_heads, kv_heads, span.stop - span.start, sequence_rows, first, span.start,
-        rotary.shape[1] - 1, eps, most, D=dims, HALF=half, WIDTH=cached, ITEMS=items, NORMS=norms is not None,
-        OFFSET=offset, SCALES=factors is not None, BY_INDEX=index is not None,
+        rotary.shape[1] - 1, eps, most, step, D=dims, HALF=half, WIDTH=cached, ITEMS=items, NORMS=norms is not None,
+        TOGETHER=together, OFFSET=offset, SCALES=factors is not None, BY_INDEX=index is not None,
         CLAMPS=not codes and most < torch.finfo(qkv.dtype).max, FLOAT8=float8, CODES=codes,
+        warps=16 if items * half > 2 * PAIRS else 8 if items * half > PAIRS else 4,
     )  # fmt: skip

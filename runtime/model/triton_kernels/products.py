@@ -1,8 +1,9 @@
 """Products with quantized weights, and of rows with their experts' weights; letters as in ``runtime.model.ops``.
 
 A product of few rows reads its weight once: where its outputs alone are too few programs to load all memory channels
-of a GPU, its columns are divided too, each part's sum is kept in float32, and a second kernel adds them up in order.
-How many parts there are follows from the shape of the weight, not from the rows.
+of a GPU, its columns are divided too, and each part's sum is kept in float32. Of the programs that have the same
+outputs the last one to write its part adds up all parts, in their order: which one that is changes no bit. How many
+parts there are follows from the shape of the weight, not from the rows.
 """
 
 import torch
@@ -25,19 +26,20 @@ FEW_ROWS, MOST_ROWS = 64, 64
 """Rows up to which a product may be divided by columns, and those of a program."""
 PROGRAMS = 256
 """Programs that load all memory channels of the largest GPUs, about two for each of their processors."""
-SUM_OUTPUTS = 256
-"""Outputs of a program of ``sum_kernel``."""
+COUNTERS = PROGRAMS // 2
+"""Most blocks of outputs of a product whose columns are divided."""
 
 
 @triton.jit
 def product_kernel(
-    x, codes, scales, zeros, order, added, out, rows, inputs, outputs, x_stride, codes_stride, scales_stride,
-    zeros_stride, added_stride, out_stride, split_stride, split_columns,
+    x, codes, scales, zeros, order, added, out, partial, counters, rows, inputs, outputs, x_stride, codes_stride,
+    scales_stride, zeros_stride, added_stride, split_columns,
     CODE: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr, EXPONENTS: tl.constexpr, ORDERED: tl.constexpr,
-    ADDS: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    ADDS: tl.constexpr, PARTS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Multiply some rows with some rows of the weight, over one part of the columns."""
+    """Multiply some rows with some rows of the weight, over one part of the columns; add up the parts where it is the
+    last.
+    """
     output = tl.program_id(0) * BN + tl.arange(0, BN)
     row = tl.program_id(1) * BM + tl.arange(0, BM)
     split = tl.program_id(2)
@@ -50,34 +52,21 @@ def product_kernel(
             at * zeros_stride, has_output, begin, inputs, acc, CODE, GROUP, BK, ZEROS, EXPONENTS, ORDERED,
         )  # fmt: skip
     inside = live[:, None] & has_output[None, :]
-    if ADDS:
-        acc += tl.load(added + row[:, None] * added_stride + output[None, :], mask=inside, other=0.0).to(tl.float32)
-    target = out + split * split_stride + row[:, None] * out_stride + output[None, :]
-    tl.store(target, acc.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def sum_kernel(
-    partial,
-    added,
-    out,
-    outputs,
-    added_stride,
-    split_stride,
-    COUNT: tl.constexpr,
-    ADDS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Add up the parts of some outputs of a row, in order."""
-    row = tl.program_id(0).to(tl.int64)
-    output = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = output < outputs
-    total = tl.zeros([BLOCK], tl.float32)
-    for part in range(COUNT):
-        total += tl.load(partial + part * split_stride + row * outputs + output, mask=inside, other=0.0)
-    if ADDS:
-        total += tl.load(added + row * added_stride + output, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * outputs + output, total.to(out.dtype.element_ty), mask=inside)
+    target = row[:, None] * outputs + output[None, :]
+    arrived = PARTS - 1
+    if PARTS > 1:
+        tl.store(partial + split * rows * outputs + target, acc, mask=inside)
+        tl.debug_barrier()  # all threads have written before one of them releases what they wrote, and acquires
+        arrived = tl.atomic_add(counters + tl.program_id(0), 1, sem="acq_rel", scope="gpu")
+    if arrived == PARTS - 1:
+        if PARTS > 1:
+            acc = tl.zeros([BM, BN], tl.float32)
+            for part in range(PARTS):
+                acc += tl.load(partial + part * rows * outputs + target, mask=inside, other=0.0, cache_modifier=".cg")
+            tl.store(counters + tl.program_id(0), 0)  # for the next launch
+        if ADDS:
+            acc += tl.load(added + row[:, None] * added_stride + output[None, :], mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + target, acc.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -163,19 +152,19 @@ def product(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
     splits = _splits(outputs, inputs, columns) if rows <= FEW_ROWS else 1
     block = min(MOST_ROWS, max(16, power_of_two(rows)))
     added_stride = 0 if added is None or added.shape[0] == 1 else added.stride(0)
-    target = out if splits == 1 else torch.empty(splits, rows, outputs, dtype=torch.float32, device=x.device)
+    blocks = ceil_div(outputs, OUTPUTS)
+    partial = counters = None
+    if splits > 1:
+        partial, counters = torch.empty(splits, rows, outputs, dtype=torch.float32, device=x.device), weight.counters
+        assert counters is not None
+        assert blocks <= len(counters)
     launch.start(
-        product_kernel, (ceil_div(outputs, OUTPUTS), ceil_div(rows, block), splits), x, weight.codes, weight.scales,
-        weight.zeros, weight.order, added if splits == 1 else None, target, rows, inputs, outputs, x.stride(0),
-        *_strides(weight, 0), added_stride, outputs, rows * outputs, ceil_div(inputs, splits * columns) * columns,
-        ADDS=added is not None and splits == 1, BM=block, warps=8 if block > 32 else 4, stages=3,
+        product_kernel, (blocks, ceil_div(rows, block), splits), x, weight.codes, weight.scales, weight.zeros,
+        weight.order, added, out, partial, counters, rows, inputs, outputs, x.stride(0), *_strides(weight, 0),
+        added_stride, ceil_div(inputs, splits * columns) * columns, ADDS=added is not None, PARTS=splits, BM=block,
+        warps=8 if block > 32 else 4, stages=3,
         **_sizes(weight.form, columns, zeros=weight.zeros is not None, ordered=weight.order is not None),
     )  # fmt: skip
-    if splits > 1:
-        launch.start(
-            sum_kernel, (rows, ceil_div(outputs, SUM_OUTPUTS)), target, added, out, outputs, added_stride,
-            rows * outputs, COUNT=splits, ADDS=added is not None, BLOCK=SUM_OUTPUTS,
-        )  # fmt: skip
     return out
 
 

@@ -9,58 +9,101 @@ from plans.schema import Activation
 from runtime.model.triton_kernels import launch
 from runtime.model.triton_kernels.launch import ceil_div, power_of_two
 
+RowNorm = tuple[Tensor, float, bool]
+"""Weight [H], eps, and whether the weight is an offset from 1."""
 VALUES = 1024
 """Least values of a program: rows that are short share one. Also the channels of a program of ``gate_kernel``."""
 
 
 @triton.jit
-def norm_kernel(
-    x, weight, residual, out, rows, x_stride, residual_stride, out_stride, columns, eps, multiplier,
-    OFFSET: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Norm some rows, with their weight or one more than it, and add them to a residual."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    column = tl.arange(0, BLOCK)[None, :]
-    inside = (row < rows) & (column < columns)
-    values = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
+def _normed(values, weight, column, columns, eps, OFFSET: tl.constexpr):
+    """Return rows of float32 over their root mean square, times a weight, or one more than it."""
     factor = tl.rsqrt(tl.sum(values * values, 1) / columns + eps)[:, None]
     weights = tl.load(weight + column, mask=column < columns, other=0.0).to(tl.float32)
     if OFFSET:
         weights += 1.0
-    values = values * factor * weights
-    if ADDS:
-        added = tl.load(residual + row * residual_stride + column, mask=inside, other=0.0).to(tl.float32)
-        values = added + multiplier * values
+    return values * factor * weights
+
+
+@triton.jit
+def norm_kernel(
+    x, weight, out, rows, x_stride, out_stride, columns, eps,
+    OFFSET: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Norm some rows."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (row < rows) & (column < columns)
+    values = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
+    values = _normed(values, weight, column, columns, eps, OFFSET)
     tl.store(out + row * out_stride + column, values.to(out.dtype.element_ty), mask=inside)
 
 
-def norm(
-    x: Tensor,
-    weight: Tensor,
-    eps: float,
-    *,
-    offset: bool = False,
-    residual: Tensor | None = None,
-    multiplier: float = 1.0,
-    out: Tensor | None = None,
-) -> Tensor:
+@triton.jit
+def residual_kernel(
+    residual, x, weight, following, out, rows, x_stride, residual_stride, columns, eps, multiplier, following_eps,
+    NORMS: tl.constexpr, OFFSET: tl.constexpr, FOLLOWED: tl.constexpr, FOLLOWING_OFFSET: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Add some rows, or their norm, to a residual in its place, and write the norm of the sum that follows."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (row < rows) & (column < columns)
+    values = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
+    if NORMS:
+        values = _normed(values, weight, column, columns, eps, OFFSET)
+    target = residual + row * residual_stride + column
+    total = (tl.load(target, mask=inside, other=0.0).to(tl.float32) + multiplier * values).to(residual.dtype.element_ty)
+    tl.store(target, total, mask=inside)
+    if FOLLOWED:
+        values = _normed(total.to(tl.float32), following, column, columns, following_eps, FOLLOWING_OFFSET)
+        tl.store(out + row * columns + column, values.to(out.dtype.element_ty), mask=inside)
+
+
+def norm(x: Tensor, weight: Tensor, eps: float, *, offset: bool = False, out: Tensor | None = None) -> Tensor:
     """Return ``x`` [W, H] over its root mean square, times ``weight`` [H], or 1 + weight: ``offset``.
 
-    With a ``residual`` [W, H]: residual + multiplier * norm. ``out`` [W, H], whose rows may be apart, is filled.
+    ``out`` [W, H], whose rows may be apart, is filled.
     """
     (rows, columns), out = x.shape, torch.empty_like(x) if out is None else out
     assert weight.shape == (columns,)
     assert out.shape == x.shape
-    assert residual is None or residual.shape == x.shape
     assert x.stride(1) == out.stride(1) == 1
-    block = power_of_two(columns)
-    together = max(1, VALUES // block)
+    together, block, warps = _of_rows(columns)
     launch.start(
-        norm_kernel, (ceil_div(rows, together),), x, weight, residual, out, rows, x.stride(0),
-        0 if residual is None else residual.stride(0), out.stride(0), columns, eps, multiplier, OFFSET=offset,
-        ADDS=residual is not None, ROWS=together, BLOCK=block, warps=8 if columns > 2048 else 4,
+        norm_kernel, (ceil_div(rows, together),), x, weight, out, rows, x.stride(0), out.stride(0), columns, eps,
+        OFFSET=offset, ROWS=together, BLOCK=block, warps=warps,
     )  # fmt: skip
     return out
+
+
+def add(
+    residual: Tensor, x: Tensor, norm: RowNorm | None, multiplier: float, following: RowNorm | None
+) -> Tensor | None:
+    """Add ``multiplier`` * ``x`` [W, H], or of its norm, to ``residual`` [W, H]; return the sum's ``following`` norm.
+
+    That is the norm of the sum as the residual holds it, so that it has the bits of ``norm``; None: there is none.
+    """
+    rows, columns = x.shape
+    assert residual.shape == x.shape
+    assert x.stride(1) == residual.stride(1) == 1
+    weight, eps, offset = norm or (None, 0.0, False)
+    next_weight, next_eps, next_offset = following or (None, 0.0, False)
+    assert all(own is None or own.shape == (columns,) for own in (weight, next_weight))
+    out = None if following is None else torch.empty_like(x)
+    together, block, warps = _of_rows(columns)
+    launch.start(
+        residual_kernel, (ceil_div(rows, together),), residual, x, weight, next_weight, out, rows, x.stride(0),
+        residual.stride(0), columns, eps, multiplier, next_eps, NORMS=norm is not None, OFFSET=offset,
+        FOLLOWED=following is not None, FOLLOWING_OFFSET=next_offset, ROWS=together, BLOCK=block, warps=warps,
+    )  # fmt: skip
+    return out
+
+
+def _of_rows(columns: int) -> tuple[int, int, int]:
+    """Return the rows of a program, the block that holds one, and its warps."""
+    block = power_of_two(columns)
+    return max(1, VALUES // block), block, 8 if columns > 2048 else 4
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 import dataclasses
 import random
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from planner.costs.fixed_work import CAPTURED, ENGINE_LAYER, LAUNCH_NS
 from plans import codec, launches
 from plans.kv import KvShare
-from plans.schema import KvAxis, LayerClass, Plan, Run, Tree, WeightFormat
+from plans.schema import KvAxis, LayerClass, Model, Plan, Run, Tree, WeightFormat
 from plans.step import fed_rows, layer_class
 from runtime.decode.messages import Channel
 from runtime.decode.work import Mode
@@ -59,25 +60,62 @@ BUDGETS = {
 """Operations and kernels that compute, by phase, on the first rank: as many launches. A prompt of 521 is two chunks."""
 
 
-@pytest.mark.parametrize(("heads", "window", "launches"), [(8, None, 10), (8, 200, 9)])
-def test_a_dense_layer_is_ten_launches(heads: int, window: int | None, launches: int) -> None:
-    """Norm, q k v, rotary and write, attention, merge of its splits, o; norm, gate and up, activation, down.
-
-    The cache of a short window is one split.
-    """
-    base = make_model(num_layers=1, num_heads=32, num_kv_heads=heads, head_dim=128, hidden_size=256)
-    layers = base.layers[0]
-    if window is not None:
-        layers = dataclasses.replace(layers, attention=dataclasses.replace(layers.attention, window=window))
-    assert launches_of(layers) == launches
-
-
 FORMATS = {
     "int4": WeightFormat(code="int4", group=32, zeros=True, scale="bfloat16"),
     "int8": WeightFormat(code="int8", group=None, zeros=False, scale="float32"),
     "fp8": WeightFormat(code="float8_e4m3fn", group=None, zeros=False, scale="float32"),
     "mxfp4": WeightFormat(code="float4_e2m1", group=32, zeros=False, scale="float8_e8m0"),
 }
+
+
+WIDE = make_model(
+    num_layers=1, num_heads=32, num_kv_heads=8, head_dim=128, hidden_size=4096, intermediate_size=14336, unit=128,
+)  # fmt: skip
+"""A layer as wide as that of an 8B model: few rows divide the columns of its products with codes."""
+
+
+def of_form(form: str) -> LayerClass:
+    layers, own = WIDE.layers[0], FORMATS[form]
+    return dataclasses.replace(
+        layers, attention=dataclasses.replace(layers.attention, qkv_format=own, o_format=own),
+        mlp=dataclasses.replace(layers.mlp, gate_up_format=own, down_format=own),
+    )  # fmt: skip
+
+
+def with_attention(**changed: Any) -> LayerClass:
+    layers = WIDE.layers[0]
+    return dataclasses.replace(layers, attention=dataclasses.replace(layers.attention, **changed))
+
+
+KINDS: dict[str, tuple[dict[str, Any], LayerClass]] = {
+    "plain": ({}, WIDE.layers[0]),
+    "norms of queries and keys": ({}, with_attention(qk_norm=True)),
+    "norms of all heads together, and of outputs": (
+        {"norms": "after"}, with_attention(qk_norm=True, qk_norm_whole=True),
+    ),
+    "norms around, with offsets": ({"norms": "around", "norm_offset": True}, WIDE.layers[0]),
+    "a factor of outputs": ({"residual_multiplier": 0.2}, WIDE.layers[0]),
+    "biases": (
+        {}, dataclasses.replace(
+            with_attention(qkv_bias=True, o_bias=True), mlp=dataclasses.replace(WIDE.layers[0].mlp, bias=True)
+        ),
+    ),
+    **{form: ({}, of_form(form)) for form in FORMATS},
+}  # fmt: skip
+"""Fields of a model and the class of its layers."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dense_layer_is_ten_launches(kind: str) -> None:
+    """Norm, q k v, rotary and write, attention, merge of its splits, o; norm, gate and up, activation, down."""
+    fields, layers = KINDS[kind]
+    assert launches_of(layers, WIDE, **fields) == launches.LAYER
+
+
+def test_a_layer_with_a_short_window_merges_nothing() -> None:
+    """Its cache is one split."""
+    for fields in ({}, {"norms": "around"}):
+        assert launches_of(with_attention(window=200), WIDE, **fields) == launches.LAYER - 1
 
 
 @pytest.mark.parametrize(("form", "experts"), [(None, 16), (None, 64), *((form, 16) for form in FORMATS)])
@@ -87,7 +125,7 @@ def test_a_layer_of_experts_is_fourteen_launches(form: str | None, experts: int)
     However many experts there are: none has launches of its own.
     With biases and bounds of gates as in gpt-oss, and weights in codes, they are no more.
     """
-    layers = make_model(num_layers=1, num_heads=32, num_kv_heads=8, head_dim=128, hidden_size=256).layers[0]
+    layers = NARROW.layers[0]
     moe = dataclasses.replace(
         layers.mlp, kind="moe", num_experts=experts, experts_per_token=4, norm_topk_prob=True, unit=32
     )
@@ -134,13 +172,18 @@ def test_a_layer_whose_cache_devices_divide_has_the_launches_that_are_priced(axi
     assert layer_ns == kernels * (LAUNCH_NS if axis == "head_dim" else 1), "steps by head_dim are not captured"
 
 
-def launches_of(layers: LayerClass) -> int:
-    """Return the launches of one layer in a plain step, in which nothing waits and memory is planned."""
+NARROW = make_model(num_layers=1, num_heads=32, num_kv_heads=8, head_dim=128, hidden_size=256)
+
+
+def launches_of(layers: LayerClass, base: Model = NARROW, **fields: Any) -> int:
+    """Return the launches of one layer in a plain step, in which nothing waits and memory is planned.
+
+    ``base``: a model of one layer of these sizes, which has these ``fields``.
+    """
     counts = []
     for number in (2, 3):
-        base = make_model(num_layers=number, num_heads=32, num_kv_heads=8, head_dim=128, hidden_size=256)
-        base = dataclasses.replace(base, layers=(dataclasses.replace(layers, num_layers=number),))
-        plan = make_plan(base, [group(base, ["a"], number)], devices=[gpu("a")], context=4000, dtype="bfloat16")
+        model = dataclasses.replace(base, layers=(dataclasses.replace(layers, num_layers=number),), **fields)
+        plan = make_plan(model, [group(model, ["a"], number)], devices=[gpu("a")], context=4000, dtype="bfloat16")
         run = on_meta(plan, 0, [40])
         assert faults(run) == []
         assert 0 < run.peak <= scratch(plan, 0)

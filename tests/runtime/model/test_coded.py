@@ -10,6 +10,7 @@ from torch import Tensor
 
 from plans.schema import WeightFormat
 from runtime.model import ops, weights
+from runtime.model.triton_kernels.products import COUNTERS
 from tests.runtime.model.kernels.touched import checked_run
 
 FLOAT4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
@@ -58,7 +59,9 @@ def random_weight(form: WeightFormat, outputs: int, inputs: int, seed: int) -> t
         points = zeros.float() if form.zeros else torch.full((outputs, count), 8.0 if half else 128.0)
         values = (each.float() - points.repeat_interleave(group, 1)[:, :inputs]) * factors
     kept = zeros if form.zeros else None
-    return weights.Coded(form=form, codes=codes, scales=scales, zeros=kept, inputs=inputs), values
+    counters = torch.zeros(COUNTERS, dtype=torch.int32)
+    own = weights.Coded(form=form, codes=codes, scales=scales, zeros=kept, inputs=inputs, counters=counters)
+    return own, values
 
 
 def largest(form: WeightFormat, weight: weights.Coded, values: Tensor) -> Tensor:

@@ -32,6 +32,9 @@ def test_a_product_is_the_exact_one_rounded_once(
     if float(expected.abs().max()) > torch.finfo(dtype).max:
         return
     out = products.product(x, own, more)
+    assert own.counters is not None
+    assert not own.counters.any(), "as the next launch wants them"
+    assert torch.equal(products.product(x, own, more), out)
     assert out.dtype == dtype
     assert bool(
         ((out.double() - expected).abs() <= 0.51 * torch.finfo(dtype).eps * expected.abs() + 4e-6 * scale).all()

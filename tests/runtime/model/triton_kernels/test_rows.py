@@ -19,18 +19,37 @@ EXAMPLES = settings(max_examples=12, deadline=None)
 
 
 @EXAMPLES
-@given(
-    dtype=DTYPES, rows=st.integers(1, 4), columns=st.integers(1, 300), offset=st.booleans(), adds=st.booleans(),
-    multiplier=st.sampled_from([1.0, 0.3]),
-)  # fmt: skip
-def test_norm(dtype: torch.dtype, rows: int, columns: int, offset: bool, adds: bool, multiplier: float) -> None:
+@given(dtype=DTYPES, rows=st.integers(1, 4), columns=st.integers(1, 300), offset=st.booleans())
+def test_norm(dtype: torch.dtype, rows: int, columns: int, offset: bool) -> None:
     wide, weight = seeded(rows, columns + 3, dtype=dtype), seeded(columns, dtype=dtype)
-    x, residual = wide[:, :columns], seeded(rows, columns, dtype=dtype, seed=1) if adds else None
-    out = rowwise.norm(x, weight, 1e-5, offset=offset, residual=residual, multiplier=multiplier)
-    expected = functional.rms_norm(x.double(), (columns,), weight.double() + offset, 1e-5)
-    if residual is not None:
-        expected = residual.double() + multiplier * expected
-    assert near(out, expected, roundings=4)
+    x = wide[:, :columns]
+    out = rowwise.norm(x, weight, 1e-5, offset=offset)
+    assert near(out, functional.rms_norm(x.double(), (columns,), weight.double() + offset, 1e-5), roundings=4)
+
+
+@EXAMPLES
+@given(
+    dtype=DTYPES, rows=st.integers(1, 4), columns=st.integers(1, 300), norm=st.sampled_from([None, False, True]),
+    multiplier=st.sampled_from([1.0, 0.3]), following=st.sampled_from([None, False, True]),
+)  # fmt: skip
+def test_an_output_is_added_to_the_residual_and_the_sum_has_its_norm(
+    dtype: torch.dtype, rows: int, columns: int, norm: bool | None, multiplier: float, following: bool | None
+) -> None:
+    """The norm that follows has the bits of the norm alone."""
+    weight, next_weight = seeded(columns, dtype=dtype), seeded(columns, dtype=dtype, seed=2)
+    x, residual = seeded(rows, columns + 3, dtype=dtype)[:, :columns], seeded(rows, columns, dtype=dtype, seed=1)
+    out = x.double() if norm is None else functional.rms_norm(x.double(), (columns,), weight.double() + norm, 1e-5)
+    expected = residual.double() + multiplier * out
+    normed = rowwise.add(
+        residual, x, None if norm is None else (weight, 1e-5, norm), multiplier,
+        None if following is None else (next_weight, 1e-3, following),
+    )  # fmt: skip
+    assert near(residual, expected, roundings=4)
+    if following is None:
+        assert normed is None
+    else:
+        assert normed is not None
+        assert torch.equal(normed, rowwise.norm(residual, next_weight, 1e-3, offset=following))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -80,27 +99,33 @@ def test_every_float8_is_read_and_every_float_is_rounded_as_by_torch() -> None:
     dtype=st.sampled_from([torch.float32, torch.float16]),
     kept=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]),
     sizes=st.sampled_from([(4, 2, 24), (3, 1, 16), (8, 2, 64), (2, 2, 10)]),
-    n=st.integers(1, 4), normed=st.sampled_from([None, False, True]), scales=st.booleans(), by_index=st.booleans(),
+    n=st.integers(1, 4), normed=st.sampled_from([None, False, True]), together=st.booleans(), scales=st.booleans(),
+    by_index=st.booleans(),
 )  # fmt: skip
 def test_queries_and_keys_are_normed_rotated_and_stored(
-    dtype: torch.dtype, kept: torch.dtype, sizes: tuple[int, int, int], n: int, normed: bool | None, scales: bool,
-    by_index: bool,
+    dtype: torch.dtype, kept: torch.dtype, sizes: tuple[int, int, int], n: int, normed: bool | None, together: bool,
+    scales: bool, by_index: bool,
 ) -> None:  # fmt: skip
-    """Of three sequences the last two take part; positions behind the table's end take its last row."""
+    """Each head has its norm, or all heads of a row together.
+
+    Of three sequences the last two take part; positions behind the table's end take its last row.
+    """
     query_heads, kv_heads, dims = sizes
     rows, rotated = 2 * n, query_heads + kv_heads
     qkv = seeded(rows, query_heads + 2 * kv_heads, dims, dtype=dtype) * 30
     cache = seeded(3, 12, 2 * kv_heads, dims).to(kept)
     table = rotary_table(torch.linspace(1, 0.01, dims // 2), 9, dtype)
     positions = torch.tensor([3, 8, 1, 99, 0, 5, 6, 2])[:rows]
-    q_weight, k_weight = seeded(dims, dtype=dtype, seed=1), seeded(dims, dtype=dtype, seed=2)
+    q_dims, k_dims = (query_heads * dims, kv_heads * dims) if together else (dims, dims)
+    q_weight, k_weight = seeded(q_dims, dtype=dtype, seed=1), seeded(k_dims, dtype=dtype, seed=2)
     factors = torch.linspace(0.5, 2, 9).to(dtype) if scales else None
     written = torch.tensor([35, 1, 2, 20, 21, 7, 30, 31])[:rows] if by_index else slice(5, 5 + n)
     norms = None if normed is None else (q_weight, k_weight, 1e-5, normed)
     turned, stored = qkv.double(), cache.double()
     if normed is not None:
         for weight, part in ((q_weight, turned[:, :query_heads]), (k_weight, turned[:, query_heads:rotated])):
-            part.copy_(functional.rms_norm(part, (dims,), weight.double() + normed, 1e-5))
+            own = part.reshape(rows, -1, len(weight))
+            part.copy_(functional.rms_norm(own, (len(weight),), weight.double() + normed, 1e-5).view_as(part))
     at = positions.clamp(max=8)
     if factors is not None:
         turned[:, :query_heads] *= factors.double()[at].view(-1, 1, 1)
