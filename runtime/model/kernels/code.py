@@ -134,11 +134,15 @@ def _locked(file: BinaryIO) -> bool:
 
 
 def _kept(kernel: str, dtype: torch.dtype, directory: Path, name: str) -> tuple[str, bytes]:
-    """Compile a kernel and write its code; return symbol and object."""
+    """Compile a kernel and write its code; return symbol and object. Raise OSError with the file, which is removed."""
     symbol, content = importlib.import_module(f"{PACKAGE}.compiled").object_code(kernel, dtype)
     new = directory / f".{name}.{os.getpid()}"
-    new.write_bytes(_head(symbol, content) + content)
-    new.replace(directory / name)
+    try:
+        new.write_bytes(_head(symbol, content) + content)
+        new.replace(directory / name)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(directory / name)) from error
     return symbol, content
 
 

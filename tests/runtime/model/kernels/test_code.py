@@ -1,10 +1,13 @@
 """Machine code on disk: the names of its files, when one is loaded, and what is never loaded."""
 
+import errno
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -159,3 +162,22 @@ def test_kernels_that_cannot_be_kept_are_refused(tmp_path: Path, monkeypatch: py
     code.address.cache_clear()
     with pytest.raises(MachineError, match=r"the CPU kernels cannot be kept: .*: set NUMBA_CACHE_DIR"):
         ops.prepare(torch.float32, codes=False)
+
+
+def test_a_full_disk_names_the_kernel_and_leaves_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(importlib, "import_module", lambda name: Mock(object_code=lambda kernel, dtype: ("a", b"code")))
+    writes = Path.write_bytes
+
+    def fills_the_disk(file: Path, content: bytes) -> None:
+        writes(file, content[:9])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fills_the_disk)
+    ops._entry.cache_clear()
+    code.address.cache_clear()
+    with pytest.raises(
+        MachineError, match=rf"cannot be kept: .*No space left on device: '{tmp_path}/.*\.o': set NUMBA"
+    ):
+        ops.prepare(torch.float32, codes=False)
+    assert list(tmp_path.iterdir()) == []
