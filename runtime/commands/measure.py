@@ -40,8 +40,7 @@ def bench(
     if verbose > 1:
         to_stderr(placement.tensor_lines(plan, directory, devices))
     with stderr_status(quiet=quiet, torchrun=None) as status, load_engine(plan, directory, status) as engine:
-        status(f"decoding {(repeats + 1) * len(wanted.requests(plan))} requests")
-        measured = measure(engine, wanted)
+        measured = measure(engine, wanted, status)
         status.end("done")
         if verbose:
             to_stderr(report.device_lines(plan, engine.started, 0))

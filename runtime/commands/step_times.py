@@ -14,7 +14,7 @@ and add up to one of these; speed and step are those of captured ones, in a requ
 """
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -120,13 +120,17 @@ class Measured:
     modes: tuple[Mode, ...]
 
 
-def measure(engine: "Engine", bench: Bench) -> Measured:
-    """Time a plan; the modes take turns, so that other load on the machine disturbs both alike."""
+def measure(engine: "Engine", bench: Bench, report: Callable[[str], object] = lambda phase: None) -> Measured:
+    """Time a plan; the modes take turns, so that other load on the machine disturbs both alike.
+
+    ``report``: told each request as it begins.
+    """
     requests, captured = bench.requests(engine.plan), captures(engine.plan)
     runs: dict[str, list[Repeat]] = {mode: [] for mode in requests}
     digest = ""
     for number in range(bench.repeats + 1):
-        for mode, request in requests.items():
+        for place, (mode, request) in enumerate(requests.items(), number * len(requests) + 1):
+            report(f"decoding request {place} of {(bench.repeats + 1) * len(requests)} ({mode})")
             digest = engine.serve(request).finished().plan_digest
             timed = whole = engine.completions
             if captured:

@@ -30,8 +30,12 @@ def rows(mode: Mode) -> dict[str, int]:
 @pytest.mark.parametrize("devices", [("a",), ("a", "b")])
 def test_phases_add_up_to_the_step(devices: tuple[str, ...], tmp_path: Path) -> None:
     directory, plan = compiled_plan(tmp_path, devices)
+    phases: list[str] = []
     with Engine.open(directory) as engine:
-        measured = measure(engine, BENCH)
+        measured = measure(engine, BENCH, phases.append)
+    assert [phases[0], phases[-1], len(phases)] == [
+        "decoding request 1 of 6 (plain)", "decoding request 6 of 6 (eagle)", 6
+    ]  # fmt: skip
     assert [mode.name for mode in measured.modes] == ["plain", "eagle"]
     for mode in measured.modes:
         times = rows(mode)
