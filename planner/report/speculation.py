@@ -51,8 +51,11 @@ def _rate(sequences: int, acceptance_ppm: int, step_ns: int) -> float:
     return round(sequences * acceptance_ppm / PPM * NS_PER_S / max(1, step_ns), 3)
 
 
-def speculation_lines(plan: Plan, speculation: Speculation | None) -> tuple[str, ...]:
-    """Return what is expected with the plan and without its draft, as lines; nothing where both are unknown."""
+def speculation_lines(plan: Plan, speculation: Speculation | None, *, same_placement: bool = False) -> tuple[str, ...]:
+    """Return what is expected with the plan and without its draft, as lines; nothing where both are unknown.
+
+    ``same_placement``: plain decoding is on the plan's placement, else on the best one for it.
+    """
     step_ns = plan.proof.objective_ns
     if speculation is None:
         plain = f"plain decoding: {tokens_per_s(plan, PPM, step_ns):.1f} tokens/s, {format_ns(step_ns)} per step"
@@ -65,11 +68,12 @@ def speculation_lines(plan: Plan, speculation: Speculation | None) -> tuple[str,
         return (line, *([f"best of the others that were solved: {_runner_up(plan, other)}"] if other else []))
     acceptance, pays_ppm = speculation.acceptance_ppm, step_ns * PPM // max(1, plain_ns)
     assert plan.options.tree is not None, "a draft comes with a tree"
+    placed = "on this placement" if same_placement else "placed for it"
     lines = [
         f"with the draft, {tree_words(plan.options.tree)}: "
         f"{tokens_per_s(plan, acceptance, step_ns):.1f} tokens/s expected, "
         f"{acceptance / PPM:.2f} tokens per step of {format_ns(step_ns)}",
-        f"without it: {plain}; drafting pays from {pays_ppm / PPM:.2f} tokens per step on",
+        f"without it, {placed}: {plain}; drafting pays from {pays_ppm / PPM:.2f} tokens per step on",
     ]
     if acceptance <= pays_ppm and plan.options.keep_draft:
         lines.append("the draft is kept for fewer sequences, as --schedule keep asks")

@@ -168,7 +168,7 @@ def view(plan: Plan, speculation: Speculation | None = None) -> View:
         simplicity=simplicity_line(plan),
         family=_family_line(plan),
         min_free_bytes=plan.proof.min_free_bytes,
-        speculation=speculation_lines(plan, speculation),
+        speculation=speculation_lines(plan, speculation, same_placement=plan.speculation is None),
         acceptance=speculation.profile_source if speculation else "",
         digest=digest(plan),
     )
