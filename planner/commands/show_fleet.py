@@ -23,8 +23,8 @@ def run(directory: Path, *, as_json: bool, markdown: bool, html_file: Path | Non
     """Write a fleet in the form asked for, and return its inventory."""
     loaded = load_with_plans(directory)
     if launch:
-        write_launch(directory / LAUNCH, launch_files.files(loaded, directory.resolve()))
-        for note in launch_files.notes(loaded):
+        write_launch(directory / LAUNCH, launch_files.files(loaded, directory.resolve(), sys.executable))
+        for note in launch_files.notes(loaded, sys.executable):
             say(f"{directory}: {note}")
     elif as_json:
         put({"fleet": str(directory), **report.data(loaded), "content": encode(loaded.fleet)})

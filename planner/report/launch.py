@@ -6,8 +6,8 @@
     nginx.conf                 upstream over all servers: for the ``http`` block, as Debian's /etc/nginx/conf.d/
 
 The runtime serves plans of one host; a replica on several is run by torchrun, and is behind no nginx. All hosts have
-the fleet's directory under the same path. Least connections are weighted by the sequences of a replica. nginx checks
-servers by the requests that it sends: open source nginx has no requests of its own for it.
+the fleet's directory under the same path, and the Python that units run. Least connections are weighted by the
+sequences of a replica. nginx checks servers by the requests that it sends: open source nginx has none of its own.
 """
 
 import shlex
@@ -56,17 +56,21 @@ class Server:
         return self.nodes == 1
 
 
-def files(loaded: LoadedFleet, directory: Path) -> dict[str, str]:
-    """Return the content of each file by its name below the launch directory; ``directory``: of the fleet."""
+def files(loaded: LoadedFleet, directory: Path, python: str) -> dict[str, str]:
+    """Return the content of each file by its name below the launch directory.
+
+    ``directory``: of the fleet. ``python``: path of the Python that units run, as systemd looks into no environment.
+    """
     servers = servers_of(loaded)
     several = len(loaded.fleet.inventory.hosts) > 1
     shared = {"directory": str(directory), "name": directory.name, "several": several, "front_port": FRONT_PORT}
+    of_unit = shared | {"python": python}
     result = {}
     for server in servers:
         base = f"{server.host}/replica-{server.number}"
         result[f"{base}.sh"] = _render("replica.sh.jinja", shared | {"server": server})
         if server.is_served:
-            result[f"{base}.service"] = _render("replica.service.jinja", shared | {"server": server})
+            result[f"{base}.service"] = _render("replica.service.jinja", of_unit | {"server": server})
     served = [server for server in servers if server.is_served]
     for host in dict.fromkeys(server.host for server in served):
         own = [server for server in served if server.host == host]
@@ -77,10 +81,12 @@ def files(loaded: LoadedFleet, directory: Path) -> dict[str, str]:
     return dict(sorted(result.items()))
 
 
-def notes(loaded: LoadedFleet) -> list[str]:
-    """Return what a reader of the files has to know."""
+def notes(loaded: LoadedFleet, python: str) -> list[str]:
+    """Return what a reader of the files has to know; ``python``: that of the units."""
     wide = [str(number) for number, nodes in enumerate(_nodes(loaded)) if nodes > 1]
     lines = ["compile the images of each template before, in this directory on every host"]
+    if len(wide) < len(loaded.fleet.replicas):
+        lines.append(f"the systemd units run {python}, on every host")
     if wide:
         lines.append(f"replicas {', '.join(wide)} are over several hosts: run by torchrun, behind no nginx")
     if len(loaded.fleet.inventory.hosts) > 1:

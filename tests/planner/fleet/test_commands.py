@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,7 +299,8 @@ def test_each_replica_gets_its_gpus_port_and_weight(tmp_path: Path) -> None:
     assert f"exec eagleplan serve '{tmp_path}/a fleet/1xrtx-3090-b1' --host right --port 8003" in script
     unit = files["left/replica-1.service"]
     assert "Environment=EAGLEPLAN_GPUS=1\n" in unit
-    assert f'ExecStart=/usr/bin/env eagleplan serve "{tmp_path}/a fleet/1xrtx-3090-b1" --host left --port 8002' in unit
+    server = f'serve "{tmp_path}/a fleet/1xrtx-3090-b1" --host left --port 8002'
+    assert f"ExecStart={sys.executable} -m runtime {server}" in unit
     compose = yaml.safe_load(files["left/docker-compose.yaml"])
     assert sorted(compose["services"]) == ["nginx", "replica-0", "replica-1", "replica-2"]
     assert compose["services"]["replica-2"]["environment"] == {"EAGLEPLAN_GPUS": "2"}
