@@ -24,13 +24,13 @@ from runtime.errors import MachineError
 from runtime.model.kernels import code
 from runtime.model.kernels.arguments import (
     EPSILON_UNIT,
-    ITEMS,
     Attend,
     Gated,
     GroupedProduct,
     Norm,
     Product,
     Top,
+    attend_floats,
 )
 from runtime.model.kernels.processor import multiplies_pairs, multiplies_tiles
 from runtime.model.kv_codes import stored_dims
@@ -431,7 +431,7 @@ def attend(
     assert factors is None or (factors.shape == (2,) and factors.dtype == torch.float32)
     assert sinks is None or (sinks.shape == (query_heads,) and sinks.dtype == qkv.dtype and sinks.is_contiguous())
     out = torch.empty(rows, query_heads * head_dim, dtype=qkv.dtype)
-    scratch = torch.empty(torch.get_num_threads() * ITEMS * (2 * head_dim + columns))
+    scratch = torch.empty(torch.get_num_threads() * attend_floats(head_dim, columns))
     all_rows, (sequence_stride, row_stride) = cache.data_ptr(), (cache.itemsize * n for n in cache.stride()[:2])
     own_rows = all_rows + first * sequence_stride
     call = _attend(

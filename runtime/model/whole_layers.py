@@ -19,7 +19,7 @@ from plans.quantized import coded_columns
 from runtime.model import ops
 from runtime.model.blocks import Eagle3Layer
 from runtime.model.blocks import Layer as LayerBlock
-from runtime.model.kernels.arguments import CODED_ROWS, EPSILON_UNIT, ITEMS, Codes, Forward, Layer
+from runtime.model.kernels.arguments import CODED_ROWS, EPSILON_UNIT, Codes, Forward, Layer, attend_floats
 from runtime.model.kernels.processor import multiplies_tiles
 from runtime.model.kv_codes import stored_dims
 from runtime.model.layers import WHOLE, GatedMlp, Norm, Rows
@@ -145,7 +145,7 @@ class WholeLayers:
                 inner=width * self._width * size,
                 widened=widened_rows * (self._inputs + ops.PADDING) * 4,
                 values=threads * CODED_ROWS * (self._inputs + ops.PADDING) * 4 if self._coded else 0,
-                scores=threads * ITEMS * (2 * head_dim + columns) * 4,
+                scores=threads * attend_floats(head_dim, columns) * 4,
             )
             self._scratch_of = width, threads, columns
         at = self._at

@@ -13,8 +13,19 @@ SCALES = ("bfloat16", "float16", "float32", "float8_e8m0")
 """Dtypes of their scales."""
 CODED_ROWS = 5
 """Rows of a quantized weight for which a thread has scratch: some that are float32, and their factors."""
-ITEMS = 4
-"""Items, query heads of rows, that attend to a KV head together; a thread has scratch for so many."""
+ITEMS = 16
+"""Most items, query heads of rows, that attend to a KV head together; a thread has scratch for so many."""
+LINE_FLOATS = 16
+"""Float32 of a line of the processor's cache; no vector has more."""
+
+
+def attend_floats(head_dim: int, columns: int) -> int:
+    """Return the float32 of scratch of a thread that attends: ITEMS queries, sums and rows of scores.
+
+    A row of scores is an odd number of lines, so that the rows do not fall into the same sets of the cache.
+    """
+    dims, lines = -(-head_dim // LINE_FLOATS), -(-columns // LINE_FLOATS) | 1
+    return ITEMS * LINE_FLOATS * (2 * dims + lines)
 
 
 class Product(NamedTuple):
@@ -204,7 +215,7 @@ class Attend(NamedTuple):
     out: int
     """[W, h, D], contiguous."""
     scratch: int
-    """float32 [threads, ITEMS, 2 * D + t]."""
+    """float32 [threads, attend_floats(D, t)]."""
     factors: int
     """float32 [2]: factor of the scores, and c of c * tanh(score / c), 0: none; address 0: 1 / sqrt(D), and none."""
     sinks: int

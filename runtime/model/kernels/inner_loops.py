@@ -149,10 +149,10 @@ def part_dots(outputs: int, rows: int) -> Any:
             total.add_incoming(value, resume)
             totals.append(total)
         whole = builder.udiv(length, I64(LINE_BYTES // nbytes))
-        totals = _repeated(builder, I64(0), whole, totals, lines)
+        totals = repeated(builder, I64(0), whole, totals, lines)
         steps = builder.udiv(length, I64(step(element)))
         done = builder.mul(whole, I64(LINE_BYTES // nbytes // step(element)))
-        totals = _repeated(
+        totals = repeated(
             builder, done, steps, totals, lambda number, some: multiply(builder.mul(number, I64(step(element))), some)
         )
         last, keep, after = (builder.append_basic_block(name) for name in ("last", "keep", "after"))
@@ -170,7 +170,7 @@ def part_dots(outputs: int, rows: int) -> Any:
     return _inner_loop(code, 9)
 
 
-def _repeated(builder: ir.IRBuilder, first: Any, end: Any, values: Sequence[Any], body: Any) -> list[Any]:
+def repeated(builder: ir.IRBuilder, first: Any, end: Any, values: Sequence[Any], body: Any) -> list[Any]:
     """Run ``body`` of a number and values for numbers ``first`` … ``end`` - 1, which may be none; return the values."""
     before, loop, after = (builder.block, *(builder.append_basic_block(name) for name in ("loop", "after")))
     builder.cbranch(builder.icmp_signed("<", first, end), loop, after)

@@ -1,8 +1,12 @@
 """The CPU operations of a layer against torch in float64, and in batches against row by row."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as functional
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from plans.schema import Activation
@@ -179,6 +183,43 @@ def test_attention_of_a_row_does_not_depend_on_other_rows(
         own = slice(row, row + 1)
         alone = ops.attend(qkv[own].clone(), heads, cache, rotary[:, own], bias[:, :, own], 0, 0, own, 0)
         assert torch.equal(alone, together[own])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    int8=st.booleans(),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 5),
+    dims=st.integers(3, 128).map(lambda half: 2 * half),
+    before=st.integers(0, 150),
+    cuts=st.lists(st.integers(1, 47), max_size=4, unique=True).map(sorted),
+    threads=st.integers(1, 2),
+)
+def test_attention_of_a_chunk_does_not_depend_on_its_division(
+    dtype: torch.dtype, int8: bool, kv_heads: int, group: int, dims: int, before: int, cuts: list[int], threads: int
+) -> None:
+    """48 rows behind ``before`` positions, at once and in parts, with a window of as many columns as are there."""
+    rows, heads = 48, kv_heads * group
+    qkv = seeded(rows, heads + 2 * kv_heads, dims, dtype=dtype)
+    kept = seeded(1, before + rows + 9, 2 * kv_heads, dims, dtype=dtype)
+    rotary = rotary_table(torch.linspace(1, 0.01, dims // 2), rows, dtype).unsqueeze(2)
+    own = torch.get_num_threads()
+
+    def attended(first: int, last: int, cache: Tensor) -> Tensor:
+        seen = (torch.arange(before + last) <= before + torch.arange(first, last)[:, None]).to(dtype)
+        bias, written = seen.log()[None, None], slice(before + first, before + last)
+        return ops.attend(qkv[first:last].clone(), heads, cache, rotary[:, first:last], bias, 0, 0, written, 0)
+
+    whole = attended(0, rows, encoded(kept) if int8 else kept.clone())
+    try:
+        torch.set_num_threads(threads)
+        cache = encoded(kept) if int8 else kept.clone()
+        parts = [attended(first, last, cache) for first, last in pairwise([0, *cuts, rows])]
+    finally:
+        torch.set_num_threads(own)
+    assert torch.equal(torch.cat(parts), whole)
+    assert whole.isfinite().all()
 
 
 @pytest.mark.parametrize("int8", [False, True])

@@ -19,6 +19,19 @@ PROGRAM = """if True:
     assert (together.double() - x.double() @ weight.double().T).abs().max() < 0.2
     for rows in range(1, 13):
         assert torch.equal(ops.product(x[:rows], weight.t()), together[:rows])
+    qkv, cache = torch.randn(21, 8, 72).bfloat16(), torch.randn(1, 90, 4, 72).bfloat16()
+    bias = (torch.arange(90) <= 69 + torch.arange(21)[:, None]).bfloat16().log()[None, None]
+    rotary = torch.stack([torch.ones(21, 1, 72), torch.zeros(21, 1, 72)]).bfloat16()  # by an angle of 0
+    attended = ops.attend(qkv.clone(), 4, cache, rotary, bias, 0, 0, slice(69, 90), 0)
+    keys, values = cache.double().transpose(1, 2).split(2, 1)
+    query = qkv[:, :4].double().transpose(0, 1)[None]
+    attention = torch.nn.functional.scaled_dot_product_attention
+    whole = attention(query, keys, values, attn_mask=bias.double(), enable_gqa=True)[0].transpose(0, 1).flatten(1)
+    assert (attended.double() - whole).abs().max() < 0.02
+    for row in range(21):
+        own, written = slice(row, row + 1), slice(69 + row, 70 + row)
+        alone = ops.attend(qkv[own].clone(), 4, cache, rotary[:, own], bias[:, :, own], 0, 0, written, 0)
+        assert torch.equal(alone, attended[own])
     print(processor.instructions(torch.bfloat16), processor.lanes())
 """
 

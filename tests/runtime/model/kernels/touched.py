@@ -34,7 +34,6 @@ from plans.dtypes import cached_width
 from runtime.model import ops
 from runtime.model.kernels.arguments import (
     CODED_ROWS,
-    ITEMS,
     Attend,
     CodedProduct,
     Codes,
@@ -45,6 +44,7 @@ from runtime.model.kernels.arguments import (
     Norm,
     Product,
     Top,
+    attend_floats,
 )
 from runtime.model.kernels.elements import LANES
 from runtime.model.weights import Coded
@@ -188,7 +188,7 @@ def attend(a: Attend, size: int, threads: int, *, int8: bool = False) -> Iterato
         yield "sinks", a.sinks, a.sinks + a.query_heads * size
     if a.factors:
         yield "factors", a.factors, a.factors + 8
-    yield from rows("scratch", a.scratch, 0, 1, threads * ITEMS * (2 * a.head_dim + a.columns) * 4)
+    yield from rows("scratch", a.scratch, 0, 1, threads * attend_floats(a.head_dim, a.columns) * 4)
 
 
 def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:

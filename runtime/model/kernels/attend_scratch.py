@@ -1,0 +1,57 @@
+"""Scratch of a thread that attends, and how heads lie in the KV cache.
+
+    [ITEMS, D] queries   [ITEMS, D] sums of values   [ITEMS, t] scores, then weights        float32
+
+D is rounded up to whole lines of the processor's cache, t to an odd number of them: ``arguments.attend_floats``. A
+query is one of elements where those are multiplied in pairs; queries for tiles are packed, and lie in place of all of
+them.
+"""
+
+from typing import Any
+
+from numba.core import types
+
+from plans.dtypes import KV_SCALE_BYTES
+from runtime.model.kernels.arguments import ITEMS, LINE_FLOATS
+from runtime.model.kernels.elements import LINE_BYTES, floats, in_codes, itemsize
+from runtime.model.kernels.subroutines import subroutine
+
+
+@subroutine(types.int64)
+def head_bytes(head_dim: Any) -> Any:
+    """Return the bytes of a query or of sums."""
+    return (head_dim + LINE_FLOATS - 1) // LINE_FLOATS * LINE_BYTES
+
+
+@subroutine(types.int64)
+def score_bytes(columns: Any) -> Any:
+    """Return the bytes of a row of scores."""
+    return ((columns + LINE_FLOATS - 1) // LINE_FLOATS | 1) * LINE_BYTES
+
+
+@subroutine(types.int64)
+def thread_bytes(head_dim: Any, columns: Any) -> Any:
+    """Return the bytes of all of a thread's scratch."""
+    return ITEMS * (2 * head_bytes(head_dim) + score_bytes(columns))
+
+
+@subroutine(types.int64)
+def scale_offset(head_dim: Any) -> Any:
+    """Return the bytes from the first code of a head to its scale."""
+    return (head_dim + KV_SCALE_BYTES - 1) // KV_SCALE_BYTES * KV_SCALE_BYTES
+
+
+@subroutine(types.int64)
+def cached_bytes(kept: Any, head_dim: Any) -> Any:
+    """Return the bytes of a head in a row of the cache, ``plans.dtypes.cached_width`` of them in codes."""
+    if in_codes(kept):
+        return scale_offset(head_dim) + KV_SCALE_BYTES
+    return head_dim * itemsize(kept)
+
+
+@subroutine()
+def multiply_scales(factors: Any, stride: Any, count: Any, scales: Any, scales_stride: Any, rows: Any) -> None:
+    """Multiply scores or weights of some rows, of ``count`` items, with the scales of these rows."""
+    for item in range(count):
+        for number in range(rows):
+            floats(factors + item * stride)[number] *= floats(scales + number * scales_stride)[0]
