@@ -13,7 +13,7 @@ from planner.costs import stall
 from planner.emit import emit
 from planner.enough_hosts import infeasible_on_all, settle_on_enough, solve_on_enough
 from planner.errors import ArtifactError, InputError, NotProvenError
-from planner.families import BaseInput, DraftInput, load_base, load_planned_draft, within
+from planner.families import inputs_of, load_base, load_planned_draft, within
 from planner.formulations import Formulations
 from planner.longest_context import longest_context
 from planner.plan_directory import BASE_CONFIG, draft_config
@@ -183,16 +183,6 @@ def _earlier(formulation: Formulation, inputs: Inputs, previous: Plan | None) ->
     if previous is None or formulation.options.within_ppm is None:
         return None
     return Previous(formulation, inputs, previous)
-
-
-def inputs_of(base: BaseInput, draft: DraftInput | None) -> Inputs:
-    """Return the digests by which a plan names its checkpoints."""
-    return Inputs(
-        base_config_sha256=base.config_sha256,
-        base_tensors_sha256=base.tensors_sha256,
-        draft_config_sha256=draft.config_sha256 if draft else None,
-        draft_tensors_sha256=draft.tensors_sha256 if draft else None,
-    )
 
 
 def with_stall_timeout(plan: Plan, asked_s: int | None) -> Plan:

@@ -14,10 +14,10 @@ from typing import Any
 from measured import measured_table
 
 from instances import SPEED, Config, Hosts, base_config, one
-from planner.build import inputs_of, plan
+from planner.build import plan
 from planner.costs.acceptance import expected_ppm
 from planner.enough_hosts import settle_on_enough
-from planner.families import load_base, load_draft
+from planner.families import inputs_of, load_base, load_draft
 from planner.formulations import Formulations
 from planner.hardware.inventory import parse_inventory
 from planner.report.speculation import tree_words

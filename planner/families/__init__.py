@@ -24,7 +24,7 @@ README.md in this directory lists what is supported, what is refused and why, an
 from planner.families.aux_layers import AuxLayers, parse_aux_layers
 from planner.families.heads import facts_of, load_draft, load_planned_draft
 from planner.families.load import load_base, scan
-from planner.families.records import BaseInput, Columns, DraftFacts, DraftInput, Roles, Source
+from planner.families.records import BaseInput, Columns, DraftFacts, DraftInput, Roles, Source, inputs_of
 from planner.families.rope import LinearScaling, Llama3Scaling, Rope, inv_freq, rope_bytes
 from planner.families.rounded import rounded
 from planner.families.windows import within
@@ -41,6 +41,7 @@ __all__ = [
     "Rope",
     "Source",
     "facts_of",
+    "inputs_of",
     "inv_freq",
     "load_base",
     "load_draft",

@@ -7,7 +7,7 @@ from typing import Literal
 from planner.checkpoints.checkpoint import Checkpoint
 from planner.families.rope import Rope
 from planner.quantized import Part, Stored
-from plans.schema import Draft, HeadLayout, Model
+from plans.schema import Draft, HeadLayout, Inputs, Model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,3 +132,13 @@ class DraftInput(Input):
     """An EAGLE head."""
 
     draft: Draft
+
+
+def inputs_of(base: BaseInput, draft: DraftInput | None) -> Inputs:
+    """Return the digests by which a plan names its checkpoints."""
+    return Inputs(
+        base_config_sha256=base.config_sha256,
+        base_tensors_sha256=base.tensors_sha256,
+        draft_config_sha256=draft.config_sha256 if draft else None,
+        draft_tensors_sha256=draft.tensors_sha256 if draft else None,
+    )

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import chain
 
-from planner.build import inputs_of, plan, plan_chosen, with_stall_timeout
+from planner.build import plan, plan_chosen, with_stall_timeout
 from planner.costs.acceptance import expected_ppm
 from planner.costs.rounding import RAISED
 from planner.costs.topology import all_at_once
 from planner.enough_hosts import infeasible_on_all, needed_bytes
 from planner.errors import InfeasibleError, InputError, NotProvenError
-from planner.families import BaseInput, DraftInput, within
+from planner.families import BaseInput, DraftInput, inputs_of, within
 from planner.fleet.bound import StepBound, any_division, most_rates
 from planner.fleet.divide import Running, Search, Template, Unproven, require
 from planner.fleet.parts import Form, Part, Parts, restricted

@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.images.compile import compile_plan
 from plans import codec
-from plans.schema import Inputs, Plan, RoundedWeights
+from plans.schema import Plan, RoundedWeights
 from tests.contract.agreeing import LAYERS, write_agreeing_base, write_agreeing_head
 from tests.planner.quantized.checkpoints import dequantised
 
@@ -55,15 +55,6 @@ def write_checkpoints(
     values = base_dir if weights is None else dequantised(base_dir, directory / "values", weights)
     model = LlamaForCausalLM.from_pretrained(values, dtype=torch.float32)
     return Checkpoints(base_dir=base_dir, heads=heads, base=base, drafts=drafts, model=model.requires_grad_(False))
-
-
-def inputs(base: BaseInput, draft: DraftInput | None) -> Inputs:
-    return Inputs(
-        base_config_sha256=base.config_sha256,
-        base_tensors_sha256=base.tensors_sha256,
-        draft_config_sha256=draft.config_sha256 if draft else None,
-        draft_tensors_sha256=draft.tensors_sha256 if draft else None,
-    )
 
 
 def compiled(directory: Path, plan: Plan, checkpoints: Checkpoints, kind: str | None) -> Path:

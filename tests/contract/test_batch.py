@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from planner.families import inputs_of
 from plans import codec
 from plans.schema import Plan, Run
 from runtime.cli import commands
@@ -15,7 +16,7 @@ from runtime.processes.rank import Rank
 from runtime.request import Completion, Request
 from runtime.sampling import Sampling
 from tests.contract.agreeing import LAYERS
-from tests.contract.checkpoints import CHUNK, CONTEXT, Checkpoints, compiled, inputs
+from tests.contract.checkpoints import CHUNK, CONTEXT, Checkpoints, compiled
 from tests.plan_factory import Group, even, group, make_plan
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -34,7 +35,7 @@ def batched(checkpoints: Checkpoints, kind: str, devices: tuple[str, ...] = ("a"
         model,
         [group(model, devices, LAYERS) if len(devices) == 1 else divided],
         draft=draft.draft,
-        inputs=inputs(checkpoints.base, draft),
+        inputs=inputs_of(checkpoints.base, draft),
         context=CONTEXT,
         prefill_chunk=CHUNK,
         batch=3,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from planner.families import inputs_of
 from plans.check import check as check_plan
 from plans.check_inputs import static_tree
 from plans.schema import KvAxis, KvDType, Plan, Run, ScheduledTree, Tree
@@ -16,7 +17,7 @@ from runtime.processes.rank import Rank
 from runtime.request import Completion, Piece, Request
 from runtime.sampling import Sampling
 from tests.contract.agreeing import KV_HEADS, LAYERS
-from tests.contract.checkpoints import CHUNK, CONTEXT, Checkpoints, compiled, inputs, write_checkpoints
+from tests.contract.checkpoints import CHUNK, CONTEXT, Checkpoints, compiled, write_checkpoints
 from tests.contract.ranks import with_engines
 from tests.plan_factory import TREE, Group, even, group, make_plan
 
@@ -94,7 +95,7 @@ def planned(
         model,
         groups,
         draft=draft.draft if draft else None,
-        inputs=inputs(checkpoints.base, draft),
+        inputs=inputs_of(checkpoints.base, draft),
         context=CONTEXT,
         prefill_chunk=CHUNK,
         batch=batch,

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from planner.families import load_base, load_draft, within
+from planner.families import inputs_of, load_base, load_draft, within
 from planner.images.compile import compile_plan
 from plans import codec
-from plans.schema import DType, Inputs, KvAxis, KvDType, Model, Plan, Run
+from plans.schema import DType, KvAxis, KvDType, Model, Plan, Run
 from plans.step import accept_rows, layer_class
 from runtime.comm.groups import Comm
 from runtime.image.buffers import Memory
@@ -145,12 +145,7 @@ def compiled(
         unlike_stages(model) if spread else [whole_group(model, devices, axis)],
         **(tables if spread else {}),
         draft=draft.draft,
-        inputs=Inputs(
-            base_config_sha256=base.config_sha256,
-            base_tensors_sha256=base.tensors_sha256,
-            draft_config_sha256=draft.config_sha256,
-            draft_tensors_sha256=draft.tensors_sha256,
-        ),
+        inputs=inputs_of(base, draft),
         context=context,
         batch=batch,
         dtype=dtype,

@@ -12,14 +12,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from planner.families import load_draft
+from planner.families import inputs_of, load_draft
 from plans import codec
 from plans.schema import Plan, Tree
 from runtime.processes.rank import Rank
 from runtime.request import Piece, Request
 from runtime.sampling import Sampling
 from tests.contract.agreeing import DRAFT_VOCABULARY, HEAD_DIM, HEADS, HIDDEN, LAYERS, VOCABULARY
-from tests.contract.checkpoints import CHUNK, Checkpoints, compiled, inputs
+from tests.contract.checkpoints import CHUNK, Checkpoints, compiled
 from tests.plan_factory import group, make_plan, write_draft
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -70,7 +70,7 @@ def planned(checkpoints: Checkpoints, kind: str, context: int, draft: Any = None
         checkpoints.base.model,
         [group(checkpoints.base.model, ["a"], LAYERS)],
         draft=drafter.draft,
-        inputs=inputs(checkpoints.base, drafter),
+        inputs=inputs_of(checkpoints.base, drafter),
         context=context,
         prefill_chunk=CHUNK,
         tree=TREE,

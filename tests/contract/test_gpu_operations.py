@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from planner.families import load_base
+from planner.families import inputs_of, load_base
 from planner.images.compile import compile_plan
 from plans import codec
 from plans.schema import KvAxis, KvDType, Plan, Run, Tree
@@ -25,7 +25,7 @@ from runtime.model.triton_kernels import launch
 from runtime.processes.machine import torch_device
 from runtime.sampling import Sampling
 from tests.contract.agreeing import KV_HEADS
-from tests.contract.checkpoints import CONTEXT, Checkpoints, compiled, inputs, write_checkpoints
+from tests.contract.checkpoints import CONTEXT, Checkpoints, compiled, write_checkpoints
 from tests.contract.ranks import on_all_ranks
 from tests.plan_factory import Group, even, group, make_plan
 from tests.planner.tiny_checkpoints import saved
@@ -90,7 +90,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 def test_an_eagle3_head_and_draws(checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, own = checkpoints.base.model, checkpoints.drafts["eagle3"]
     plan = make_plan(
-        model, [group(model, ["a"], model.num_layers)], draft=own.draft, inputs=inputs(checkpoints.base, own),
+        model, [group(model, ["a"], model.num_layers)], draft=own.draft, inputs=inputs_of(checkpoints.base, own),
         context=CONTEXT, prefill_chunk=CHUNK, batch=2, tree=TREE,
     )  # fmt: skip
     directory = compiled(tmp_path / "plan", plan, checkpoints, "eagle3")
@@ -103,7 +103,7 @@ def test_a_cache_of_8_bits(
 ) -> None:
     model, own = small.base.model, small.drafts["eagle"]
     plan = make_plan(
-        model, [group(model, ["a"], model.num_layers)], draft=own.draft, inputs=inputs(small.base, own),
+        model, [group(model, ["a"], model.num_layers)], draft=own.draft, inputs=inputs_of(small.base, own),
         context=CONTEXT, prefill_chunk=CHUNK, kv_dtype=kv_dtype, batch=2, tree=TREE,
     )  # fmt: skip
     directory = compiled(tmp_path / "plan", plan, small, "eagle")
@@ -119,7 +119,7 @@ def test_devices_that_divide_kv_heads(
     run = Run(num_layers=model.num_layers, kv_heads=(KV_HEADS,) * 2, mlp_units=even(units, 2))
     plan = make_plan(
         model, [Group(devices=("a", "b"), runs=(run,), axis=axis, subgroups=(2,))], draft=own.draft,
-        inputs=inputs(small.base, own), context=CONTEXT, prefill_chunk=CHUNK, batch=2, tree=TREE,
+        inputs=inputs_of(small.base, own), context=CONTEXT, prefill_chunk=CHUNK, batch=2, tree=TREE,
     )  # fmt: skip
     directory = compiled(tmp_path / "plan", plan, small, "eagle")
     assert_same(plan, directory, monkeypatch, draft=True)
@@ -137,8 +137,8 @@ def test_families(family: str, sizes: dict[str, int], tmp_path: Path, monkeypatc
     kinds = [replace(loaded.model, layers=(layers,)) for layers in loaded.model.layers]
     runs = tuple(group(kind, ("a",), kind.num_layers).runs[0] for kind in kinds)
     plan = make_plan(
-        loaded.model, [Group(devices=("a",), runs=runs)], inputs=inputs(loaded, None), context=64, prefill_chunk=CHUNK,
-        batch=2,
+        loaded.model, [Group(devices=("a",), runs=runs)], inputs=inputs_of(loaded, None), context=64,
+        prefill_chunk=CHUNK, batch=2,
     )  # fmt: skip
     (tmp_path / "plan").mkdir()
     (tmp_path / "plan" / "plan.yaml").write_text(codec.dumps(plan))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from planner.families import inputs_of
 from plans.schema import Plan, ScheduledTree, Tree
 from runtime.comm.groups import Comm
 from runtime.decode.graphs import Replay
@@ -24,7 +25,7 @@ from runtime.image.slots import Image
 from runtime.model import ops
 from runtime.sampling import Sampling
 from tests.contract import ranks
-from tests.contract.checkpoints import CONTEXT, Checkpoints, compiled, inputs, write_checkpoints
+from tests.contract.checkpoints import CONTEXT, Checkpoints, compiled, write_checkpoints
 from tests.contract.ranks import on_all_ranks
 from tests.contract.recording import capture, recordable
 from tests.plan_factory import group, make_device, make_plan
@@ -66,8 +67,8 @@ def planned(
     records += [make_device(embed, memory_bytes=1 << 34)] if embed else []
     return make_plan(
         model, [group(model, devices, model.num_layers)], draft=own.draft if own else None,
-        inputs=inputs(checkpoints.base, own), context=CONTEXT, prefill_chunk=4, batch=2, tree=TREE, schedule=schedule,
-        devices=records, embed=[embed] if embed else None,
+        inputs=inputs_of(checkpoints.base, own), context=CONTEXT, prefill_chunk=4, batch=2, tree=TREE,
+        schedule=schedule, devices=records, embed=[embed] if embed else None,
     )  # fmt: skip
 
 

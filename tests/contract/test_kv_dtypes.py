@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from planner.families import inputs_of
 from plans.schema import KvAxis, KvDType, Run
 from tests.contract.agreeing import DRAFT_KV_HEADS, KV_HEADS, LAYERS
-from tests.contract.checkpoints import CHUNK, CONTEXT, Checkpoints, compiled, inputs
+from tests.contract.checkpoints import CHUNK, CONTEXT, Checkpoints, compiled
 from tests.contract.ranks import decoded, on_all_ranks
 from tests.contract.test_families import compiled as families_compiled
 from tests.contract.test_families import last_states
@@ -81,7 +82,7 @@ def test_tokens_are_those_of_transformers_with_a_rounding_cache(
         [group(model, ["a"], LAYERS) if alone else halves],
         draft=draft.draft,
         placement=placement,
-        inputs=inputs(checkpoints.base, draft),
+        inputs=inputs_of(checkpoints.base, draft),
         context=CONTEXT,
         prefill_chunk=CHUNK,
         kv_dtype=dtype,

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from planner.families import load_base
+from planner.families import inputs_of, load_base
 from planner.images.compile import compile_plan
 from plans import codec
 from plans.schema import DType, KvAxis, KvDType, Plan, Run, ScheduledTree, Tree
@@ -29,7 +29,7 @@ from runtime.request import Request
 from runtime.sampling import Sampling
 from tests.contract import ranks
 from tests.contract.agreeing import KV_HEADS, LAYERS
-from tests.contract.checkpoints import CHUNK, Checkpoints, compiled, inputs, write_checkpoints
+from tests.contract.checkpoints import CHUNK, Checkpoints, compiled, write_checkpoints
 from tests.plan_factory import Group, even, group, make_plan, split_draft, whole_group
 from tests.planner.quantized.checkpoints import quantized
 from tests.planner.tiny_checkpoints import saved
@@ -153,7 +153,7 @@ def planned(case: Case, checkpoints: Checkpoints) -> Plan:
         groups,
         draft=draft.draft if draft else None,
         placement=split_draft(model, draft.draft, case.draft) if draft and case.draft else None,
-        inputs=inputs(checkpoints.base, draft),
+        inputs=inputs_of(checkpoints.base, draft),
         context=CONTEXT,
         prefill_chunk=case.chunk,
         dtype=case.dtype,
@@ -211,7 +211,7 @@ def test_other_kinds_of_models_take_the_memory_of_their_plan(
     plan = make_plan(
         base.model,
         [Group(devices=devices, runs=runs)],
-        inputs=inputs(base, None),
+        inputs=inputs_of(base, None),
         context=200,
         prefill_chunk=64,
         dtype=dtype,
@@ -239,7 +239,7 @@ def test_weights_in_codes_take_the_memory_of_their_plan(tmp_path: Path, method: 
     for checkpoint in (coded, whole):
         base = load_base(checkpoint)
         groups = [whole_group(base.model, ("a", "b"))]
-        plans.append(make_plan(base.model, groups, inputs=inputs(base, None), context=200, dtype=dtype))
+        plans.append(make_plan(base.model, groups, inputs=inputs_of(base, None), context=200, dtype=dtype))
     plan, plain = plans
     ratio = plan.memory[0].weights_bytes / plain.memory[0].weights_bytes
     assert ratio < (0.4 if method == "awq" else 0.65)
@@ -270,7 +270,7 @@ def test_tied_tables_in_codes_take_the_memory_of_their_plan(tmp_path: Path, head
     """On one device they are one table of half the bytes."""
     sizes = {"hidden_size": 64, "num_attention_heads": 4, "vocab_size": 96, "tie_word_embeddings": True}
     base = load_base(saved(tmp_path / "base", **sizes), "int8")
-    plan = make_plan(base.model, [whole_group(base.model, ("a",))], inputs=inputs(base, None), head=[head])
+    plan = make_plan(base.model, [whole_group(base.model, ("a",))], inputs=inputs_of(base, None), head=[head])
     plan = replace(plan, options=replace(plan.options, weights="int8"))
     names = [slot.name for slot in device_slots(plan, "a") if slot.name.startswith(("embed.", "head."))]
     assert names == ["embed.weight", "embed.scales"]
@@ -293,7 +293,7 @@ def test_windows_take_the_memory_of_their_plan(
     plan = make_plan(
         base.model,
         [whole_group(base.model, devices, axis)],
-        inputs=inputs(base, None),
+        inputs=inputs_of(base, None),
         context=400,
         prefill_chunk=16,
         batch=2 if axis == "batch" else 1,

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from planner.families import inputs_of
 from plans import step
 from plans.buffers import OUTBOX, device_buffers
 from plans.dtypes import DTYPE_BYTES
 from plans.schema import KvAxis, Plan, Run, Tree
 from runtime.image.buffers import Memory
 from tests.contract import ranks
-from tests.contract.checkpoints import CHUNK, Checkpoints, compiled, inputs
+from tests.contract.checkpoints import CHUNK, Checkpoints, compiled
 from tests.plan_factory import Group, even, group, make_plan, split_draft
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -32,7 +33,7 @@ def planned(checkpoints: Checkpoints, kind: str, tree: tuple[int, int, int], bat
         [group(model, ["c", "d"], 5), group(model, ["e", "f"], 3)],
         draft=draft.draft,
         placement=split_draft(model, draft.draft, ("c", "g")),
-        inputs=inputs(checkpoints.base, draft),
+        inputs=inputs_of(checkpoints.base, draft),
         embed=("a", "b"),
         head=("f", "h"),
         context=96,
@@ -122,7 +123,7 @@ def test_subgroups_carry_the_priced_bytes(
     plan = make_plan(
         model,
         [Group(devices=("a", "b"), runs=(run,), axis=axis, subgroups=(2,))],
-        inputs=inputs(checkpoints.base, None),
+        inputs=inputs_of(checkpoints.base, None),
         context=2 * step.SCORE_COLUMNS,
         prefill_chunk=CHUNK + 1,
     )

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from planner.families import inputs_of
 from planner.request import STATIC_PATHS
 from plans.check_inputs import static_tree
 from plans.schema import Draft, DraftPlacement, KvAxis, Model, Plan, Run, Tree
 from runtime import Engine
 from tests.contract.agreeing import DRAFT_HEAD_DIM, DRAFT_HEADS, DRAFT_KV_HEADS, HEAD_DIM, HEADS, KV_HEADS, LAYERS
-from tests.contract.checkpoints import CHUNK, CONTEXT, Checkpoints, compiled, inputs
+from tests.contract.checkpoints import CHUNK, CONTEXT, Checkpoints, compiled
 from tests.contract.ranks import Decoded, decoded
 from tests.plan_factory import Group, even, group, make_plan, shared_draft, split_draft
 
@@ -152,7 +153,7 @@ def placed(name: str, checkpoints: Checkpoints) -> tuple[Plan, str | None]:
         groups,
         draft=draft.draft if draft else None,
         placement=placement,
-        inputs=inputs(checkpoints.base, draft),
+        inputs=inputs_of(checkpoints.base, draft),
         context=CONTEXT,
         prefill_chunk=CHUNK,
         tree=TREE,
@@ -357,7 +358,7 @@ def plans(draw: st.DrawFn, checkpoints: Checkpoints) -> tuple[Plan, str | None]:
         groups,
         draft=draft.draft if draft else None,
         placement=placement,
-        inputs=inputs(checkpoints.base, draft),
+        inputs=inputs_of(checkpoints.base, draft),
         context=CONTEXT,
         prefill_chunk=CHUNK,
         tree=draw(st.sampled_from([TREE, *OTHER_TREES])),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from planner.families import load_draft
+from planner.families import inputs_of, load_draft
 from planner.images.compile import compile_plan
 from plans import codec
 from plans.schema import KvAxis, Plan
@@ -20,7 +20,7 @@ from runtime.image.buffers import Memory
 from runtime.image.slots import Image
 from runtime.processes.machine import torch_device
 from tests.contract.agreeing import DRAFT_KV_HEADS, LAYERS
-from tests.contract.checkpoints import CONTEXT, Checkpoints, inputs
+from tests.contract.checkpoints import CONTEXT, Checkpoints
 from tests.contract.published_heads import FORMS, write_published
 from tests.contract.ranks import decoded, on_all_ranks
 from tests.contract.reference_eagle import Tree, decode
@@ -64,7 +64,7 @@ def made(
         [group(base.model, ["a"], 3), group(base.model, ["b"], LAYERS - 3)],
         draft=draft.draft,
         placement=placement,
-        inputs=inputs(base, draft),
+        inputs=inputs_of(base, draft),
         batch=2,
         context=CONTEXT,
         prefill_chunk=16,
@@ -178,7 +178,7 @@ def test_an_eagle1_head_in_vllms_wrapper_has_the_bytes_of_the_authors(tmp_path: 
             checkpoints.base.model,
             [group(checkpoints.base.model, ["a"], LAYERS)],
             draft=draft.draft,
-            inputs=inputs(checkpoints.base, draft),
+            inputs=inputs_of(checkpoints.base, draft),
         )
         directory = tmp_path / f"plan{number}"
         directory.mkdir()

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from planner.families import load_base, load_draft
+from planner.families import inputs_of, load_base, load_draft
 from planner.images.compile import compile_plan
 from plans import codec
 from plans.check import require
-from plans.schema import DType, Inputs, KvAxis, Plan, RoundedWeights
+from plans.schema import DType, KvAxis, Plan, RoundedWeights
 from tests.contract.checkpoints import compiled as compiled_plan
 from tests.contract.checkpoints import write_checkpoints
 from tests.contract.ranks import decoded, on_all_ranks, with_engines
@@ -58,12 +58,7 @@ def compiled(
         base.model,
         [replace(group, runs=runs)],
         draft=draft.draft,
-        inputs=Inputs(
-            base_config_sha256=base.config_sha256,
-            base_tensors_sha256=base.tensors_sha256,
-            draft_config_sha256=draft.config_sha256,
-            draft_tensors_sha256=draft.tensors_sha256,
-        ),
+        inputs=inputs_of(base, draft),
         context=48,
         batch=1,
         dtype=dtype,

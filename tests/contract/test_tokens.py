@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from planner.families import inputs_of
 from planner.request import STATIC_PATHS
 from plans import codec
 from plans.check_inputs import static_tree
@@ -14,7 +15,7 @@ from plans.schema import Tree as PlanTree
 from runtime.processes.rank import Rank
 from runtime.request import Request
 from tests.contract.agreeing import LAYERS
-from tests.contract.checkpoints import CHUNK, CONTEXT, KINDS, Checkpoints, compiled, inputs
+from tests.contract.checkpoints import CHUNK, CONTEXT, KINDS, Checkpoints, compiled
 from tests.contract.reference_eagle import ReferenceHead, Tree, decode
 from tests.plan_factory import group, make_plan
 
@@ -32,7 +33,7 @@ def whole_plan(checkpoints: Checkpoints, kind: str | None, tree: Tree = TREE) ->
         checkpoints.base.model,
         [group(checkpoints.base.model, ["a"], LAYERS)],
         draft=draft.draft if draft else None,
-        inputs=inputs(checkpoints.base, draft),
+        inputs=inputs_of(checkpoints.base, draft),
         context=CONTEXT,
         prefill_chunk=CHUNK,
         tree=planned(tree),

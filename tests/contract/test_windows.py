@@ -15,14 +15,14 @@ import pytest
 import torch
 from transformers import MistralForCausalLM
 
-from planner.families import load_base, load_draft, within
+from planner.families import inputs_of, load_base, load_draft, within
 from planner.images.compile import compile_plan
 from plans import codec
 from plans.schema import DType, KvAxis, KvDType, Plan
 from plans.step import cache_positions
 from runtime.processes.rank import Rank
 from runtime.request import Completion, Request
-from tests.contract.checkpoints import Checkpoints, inputs
+from tests.contract.checkpoints import Checkpoints
 from tests.contract.ranks import decoded, on_all_ranks, with_engines
 from tests.contract.test_families import both_verified, compiled, last_states
 from tests.plan_factory import make_plan, whole_group
@@ -168,7 +168,7 @@ def test_deep_paths_are_accepted_within_and_beyond_a_window(
             within(own.model, CONTEXT),
             [whole_group(own.model, ("a", "b"), axis)],
             draft=draft.draft,
-            inputs=inputs(own, draft),
+            inputs=inputs_of(own, draft),
             context=CONTEXT,
         )
         assert plan.options.tree is not None

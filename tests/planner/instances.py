@@ -10,7 +10,7 @@ import yaml
 
 from planner import build, request
 from planner.demo_model import DEMO
-from planner.families import BaseInput, DraftInput, load_base, load_draft
+from planner.families import BaseInput, DraftInput, inputs_of, load_base, load_draft
 from planner.formulations import Formulations
 from planner.hardware.inventory import parse_inventory
 from planner.hardware.records import HardwareInventory
@@ -127,7 +127,7 @@ def plan_of(
 ) -> build.Built:
     """Plan with these options, which need not be those of a request."""
     formulation = Formulations().of(base, draft, inventory, options)
-    return build.plan(formulation, build.inputs_of(base, draft), Settings(workers=1), previous)
+    return build.plan(formulation, inputs_of(base, draft), Settings(workers=1), previous)
 
 
 def shuffled(data: Any, seed: int) -> Any:

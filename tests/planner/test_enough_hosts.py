@@ -9,7 +9,6 @@ from typing import Any, Literal
 import pytest
 
 from planner import enough_hosts
-from planner.build import inputs_of
 from planner.emit import emit
 from planner.enough_hosts import (
     EASY_SETS,
@@ -22,6 +21,7 @@ from planner.enough_hosts import (
     takes_longer_on_all,
 )
 from planner.errors import NotProvenError
+from planner.families import inputs_of
 from planner.problem.formulate import Formulation
 from planner.solver import limits
 from planner.solver.bounds.in_use import divided_ns

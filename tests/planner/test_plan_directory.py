@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from planner.errors import CheckpointError, InputError, InventoryError, OutputError
-from planner.families import BaseInput, load_base, load_draft
+from planner.families import BaseInput, inputs_of, load_base, load_draft
 from planner.hardware.inventory import load_inventory
 from planner.images import publish, reuse
 from planner.images.compile import compile_plan
 from planner.plan_directory import TOKENIZER_FILES, draft_config, write
 from planner.problem.device_map import load_device_map
 from plans import codec
-from plans.schema import Inputs, Plan, PlanError
+from plans.schema import Plan, PlanError
 from tests.plan_factory import group, make_plan, write_base, write_draft
 
 
@@ -25,12 +25,7 @@ def planned(tmp_path: Path, *, base_dir: Path | None = None) -> tuple[Plan, Base
     if not base_dir.exists():
         write_base(base_dir)
     base = load_base(base_dir)
-    inputs = Inputs(
-        base_config_sha256=base.config_sha256,
-        base_tensors_sha256=base.tensors_sha256,
-        draft_config_sha256=None,
-        draft_tensors_sha256=None,
-    )
+    inputs = inputs_of(base, None)
     return make_plan(base.model, [group(base.model, ["a"], 4)], inputs=inputs), base
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from planner.families import load_base, load_draft
+from planner.families import inputs_of, load_base, load_draft
 from planner.images.compile import compile_plan
 from plans import codec
-from plans.schema import Inputs, Plan
+from plans.schema import Plan
 from tests.plan_factory import group, make_device, make_plan, write_base, write_draft
 
 CONTEXT = 48
@@ -32,12 +32,7 @@ def compiled_plan(
         base.model,
         [group(base.model, devices, 8)],
         draft=draft.draft,
-        inputs=Inputs(
-            base_config_sha256=base.config_sha256,
-            base_tensors_sha256=base.tensors_sha256,
-            draft_config_sha256=draft.config_sha256,
-            draft_tensors_sha256=draft.tensors_sha256,
-        ),
+        inputs=inputs_of(base, draft),
         context=context,
         stall_timeout_s=stall_timeout_s,
         batch=batch,

@@ -12,9 +12,9 @@ import pytest
 
 from planner.api import fleets
 from planner.api.fleets import Asked, FleetResult
-from planner.build import inputs_of, plan
+from planner.build import plan
 from planner.errors import InfeasibleError, InputError
-from planner.families import BaseInput, load_base
+from planner.families import BaseInput, inputs_of, load_base
 from planner.fleet import parts as fleet_parts
 from planner.formulations import Formulations
 from planner.problem.placed import step_ns

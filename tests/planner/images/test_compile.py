@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from planner.build import inputs_of
-from planner.families import load_base, load_draft
+from planner.families import inputs_of, load_base, load_draft
 from planner.images import stream
 from planner.images.compile import compile_plan
 from plans.ranges import share_range

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from planner.build import inputs_of
 from planner.errors import OutputError
-from planner.families import load_base
+from planner.families import inputs_of, load_base
 from planner.images.compile import compile_plan
 from plans.artifact import load_images
 from plans.schema import Plan

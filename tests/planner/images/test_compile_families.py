@@ -8,10 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from planner.build import inputs_of
 from planner.checkpoints.checkpoint import SINGLE
 from planner.costs import memory
-from planner.families import BaseInput, load_base, within
+from planner.families import BaseInput, inputs_of, load_base, within
 from planner.images import stream
 from planner.images.compile import compile_plan
 from plans import codec, slots, weights

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from planner.build import inputs_of
-from planner.families import load_base
+from planner.families import inputs_of, load_base
 from plans.artifact import IMAGES_FILE
 from tests.plan_factory import group, make_device, make_plan, write_base
 from tests.planner.images.two_stages import save

@@ -10,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from planner.build import inputs_of
 from planner.errors import CheckpointError, InputError
-from planner.families import load_base
+from planner.families import inputs_of, load_base
 from planner.images import reader
 from planner.images.compile import compile_plan
 from plans.artifact import load_images

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from planner.api import compiling
-from planner.build import inputs_of
 from planner.demo_model import BASE
 from planner.errors import InputError
-from planner.families import load_base
+from planner.families import inputs_of, load_base
 from planner.images.compile import compile_plan
 from planner.images.inputs import check_default
 from plans import codec

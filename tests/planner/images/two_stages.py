@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from planner.build import inputs_of
-from planner.families import load_base, load_draft
+from planner.families import inputs_of, load_base, load_draft
 from plans import codec
 from plans.schema import Plan, Run
 from tests.plan_factory import Group, make_plan, split_draft, write_base, write_draft

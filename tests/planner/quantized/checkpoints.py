@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from planner.build import inputs_of
-from planner.families import load_base
+from planner.families import inputs_of, load_base
 from planner.images.compile import compile_plan
 from plans import codec
 from plans.schema import Plan

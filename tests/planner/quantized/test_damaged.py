@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from planner.build import inputs_of
 from planner.errors import InputError
-from planner.families import load_base
+from planner.families import inputs_of, load_base
 from planner.images.compile import compile_plan
 from plans import codec
 from tests.plan_factory import make_plan, whole_group

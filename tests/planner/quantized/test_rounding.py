@@ -20,9 +20,8 @@ from torch import Tensor
 
 import planner
 from planner import cli
-from planner.build import inputs_of
 from planner.errors import CheckpointError, ConfigError
-from planner.families import load_base
+from planner.families import inputs_of, load_base
 from planner.images.compile import compile_plan
 from planner.quantized import Expected, Rounded, Stored
 from planner.quantized.codes import Array, Read

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from planner.families import load_base, load_draft
+from planner.families import inputs_of, load_base, load_draft
 from planner.images.compile import compile_plan
 from plans import codec
-from plans.schema import Inputs
 from tests.plan_factory import group, make_plan, split_draft, write_base, write_draft
 from tests.runtime.image.artifact import Artifact
 
@@ -22,12 +21,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     write_draft(tmp_path / "head")
     base = load_base(tmp_path / "base")
     draft = load_draft(tmp_path / "head", base)
-    inputs = Inputs(
-        base_config_sha256=base.config_sha256,
-        base_tensors_sha256=base.tensors_sha256,
-        draft_config_sha256=draft.config_sha256,
-        draft_tensors_sha256=draft.tensors_sha256,
-    )
+    inputs = inputs_of(base, draft)
     plan = make_plan(
         base.model,
         [group(base.model, ["a", "b"], 8)],

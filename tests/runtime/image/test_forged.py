@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from planner.families import load_base
+from planner.families import inputs_of, load_base
 from planner.images.compile import compile_plan
 from plans import codec
 from plans.artifact import abi_of, load_images
 from plans.safetensors_header import TensorEntry, encode_header
-from plans.schema import Inputs, PlanError
+from plans.schema import PlanError
 from runtime.errors import ImageError
 from runtime.image.slots import open_image
 from runtime.image.verify import check_images
@@ -84,10 +84,7 @@ def test_a_column_out_of_the_input(tmp_path: Path, slot: str, value: int, most: 
     sizes = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
     coded, _ = quantized(saved(tmp_path / "base", **sizes), tmp_path, "sorted-gptq")
     base = load_base(coded)
-    inputs = Inputs(
-        base_config_sha256=base.config_sha256, base_tensors_sha256=base.tensors_sha256, draft_config_sha256=None,
-        draft_tensors_sha256=None,
-    )  # fmt: skip
+    inputs = inputs_of(base, None)
     plan, directory = make_plan(base.model, [group(base.model, ["a", "b"], 1)], inputs=inputs), tmp_path / "plan"
     directory.mkdir()
     (directory / "plan.yaml").write_text(codec.dumps(plan))
