@@ -9,8 +9,9 @@ whether its numbers were in memory.
 from typing import Any
 
 import numpy as np
+from numba.core import types
 
-from runtime.model.kernels import int4
+from runtime.model.kernels import int4, int8
 from runtime.model.kernels.arguments import CODED_ROWS, CodedProduct
 from runtime.model.kernels.decoding import (
     BLOCK,
@@ -35,7 +36,7 @@ from runtime.model.kernels.elements import (
     put,
     stack_floats,
 )
-from runtime.model.kernels.inner_loops import coded_dots, finish
+from runtime.model.kernels.inner_loops import coded_dots, exact_dots, finish
 from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.team import barrier, thread, threads
 
@@ -49,6 +50,8 @@ DIRECT_ROWS, DIRECT_ROWS_FLOATS = 12, 3
 """Most rows of x for which integers and floats are decoded in registers, for each pass anew."""
 PANEL = 16
 """Rows of codes whose scales and zero points are made float32 together."""
+
+FLOAT_BYTES = 4
 
 coded_arguments = arguments_of(CodedProduct)
 int8_blocks, float8_blocks, float4_blocks = (spread(code) for code in (INT8, FLOAT8, FLOAT4))
@@ -87,6 +90,9 @@ def _arrange(data: Any, a: Any, out: Any, place: Any, first: Any, step: Any) -> 
             source = place
         if a.code == INT4:
             int4.arrange(data, source, target, blocks)
+            continue
+        if _exact(a):
+            arrange_exact(data, source, target, a.inputs)
             continue
         begins = target + 4 * BLOCK * all_blocks
         if blocks:
@@ -134,6 +140,8 @@ def _multiply(data: Any, a: Any, x: Any, output: Any, last: Any, me: Any) -> Non
         direct_int4_zeros(data, a, x, output, last, values)
     elif a.code == INT4:
         direct_int4(data, a, x, output, last, values)
+    elif _exact(a):
+        direct_exact(data, a, x, output, last, values)
     elif few and a.inputs % BLOCK == 0 and last - output >= GROUP:
         if a.code == INT8 and a.zeros:
             direct_int8_zeros(data, a, x, output, last, values)
@@ -236,6 +244,66 @@ direct_int4, direct_int8, direct_float8, direct_float4 = (
     _direct(code, zeros=False) for code in (INT4, INT8, FLOAT8, FLOAT4)
 )
 direct_int4_zeros, direct_int8_zeros = (_direct(code, zeros=True) for code in (INT4, INT8))
+
+
+@subroutine(types.boolean)
+def _exact(a: Any) -> Any:
+    """Return whether codes of ``a``, a CodedProduct, are multiplied as integers of all columns (``int8``)."""
+    return EXACT and a.code == INT8 and a.group >= a.inputs and not a.zeros and a.inputs <= int8.MOST_INPUTS
+
+
+def _exact_pass(outputs: int, rows: int) -> Any:
+    """Return a function that computes at least ``outputs`` outputs, at most PANEL, for ``rows`` rows of x by ``int8``.
+
+    Arguments as those of ``_one_pass``, without zero points.
+    """
+    dots, store = exact_dots(outputs, rows), finish(outputs, rows)
+
+    @subroutine(apart=True)
+    def computed(data: Any, a: Any, x: Any, row: Any, left: Any, output: Any, last: Any, scales: Any) -> None:
+        sums, size = stack_floats(), itemsize(data)
+        right, added, out = x + row * a.widened_stride, a.added + row * a.added_stride, a.out + row * a.out_stride
+        for first in range(output, last, outputs):
+            number = min(first, last - outputs)
+            own, scale = left + (number - output) * a.codes_stride, scales + FLOAT_BYTES * (number - output)
+            dots(data, own, a.codes_stride, right, a.widened_stride, sums, scale, a.inputs)
+            more = added + number * size if a.added else np.int64(0)
+            store(data, sums, more, a.added_stride, out + number * size, a.out_stride)
+
+    return computed
+
+
+def _exactly() -> Any:
+    """Return a function that computes a range of outputs by ``int8``, pass by pass; arguments as of ``_direct``'s."""
+    single, pass_1, pass_2, pass_3 = (_exact_pass(*both) for both in ((1, 1), (GROUP, 1), (2, 2), (2, 3)))
+
+    @subroutine(apart=True)
+    def direct(data: Any, a: Any, x: Any, output: Any, last: Any, scales: Any) -> None:
+        passes = (a.rows + PASS_ROWS - 1) // PASS_ROWS
+        for start in range(output, last, PANEL):
+            end = min(start + PANEL, last)
+            first = max(output, min(start, end - GROUP))
+            write_factors(a, first, end - first, scales, scales, scales)
+            left = a.codes + first * a.codes_stride
+            for number in range(passes):
+                row = a.rows * number // passes
+                rows = a.rows * (number + 1) // passes - row
+                if end - first < GROUP:
+                    for beyond in range(rows):
+                        single(data, a, x, row + beyond, left, first, end, scales)
+                elif rows == 1:
+                    pass_1(data, a, x, row, left, first, end, scales)
+                elif rows == 2:
+                    pass_2(data, a, x, row, left, first, end, scales)
+                else:
+                    pass_3(data, a, x, row, left, first, end, scales)
+
+    return direct
+
+
+EXACT = int8.AVAILABLE
+arrange_exact, direct_exact = (int8.arrange, _exactly()) if EXACT else (int4.arrange, direct_int8)
+"""Where the processor cannot multiply so, functions with the same arguments, which are not called."""
 
 
 @subroutine(apart=True, fast=frozenset())

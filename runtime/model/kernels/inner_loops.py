@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from runtime.model.kernels import decoding, int4
+from runtime.model.kernels import decoding, int4, int8
 from runtime.model.kernels.elements import (
     BFLOAT,
     F32,
@@ -274,6 +274,28 @@ def coded_dots(code: int | None, outputs: int, rows: int, *, zeros: bool) -> Any
     return _inner_loop(body, 9)
 
 
+def exact_dots(outputs: int, rows: int) -> Any:
+    """Return an intrinsic for the dot products of ``outputs`` rows of int8 codes with ``rows`` rows of x, by ``int8``.
+
+    Its arguments: the kernel's pointer; address and stride of the codes; of the rows of x as ``int8.arrange`` leaves
+    them; of the results, float32 [rows, outputs] without a gap; of the scales, float32 [outputs]; columns of a row.
+    """
+
+    def body(element: types.Type, context: Any, builder: ir.IRBuilder, args: Any) -> Any:
+        _, left, left_stride, right, right_stride, out, scales, inputs = args
+        x = [_row(builder, right, right_stride, row) for row in range(rows)]
+        sums = int8.sums(builder, [_row(builder, left, left_stride, number) for number in range(outputs)], x, inputs)
+        at_once, of_row = LANES // (outputs * int8.DIGITS), outputs * int8.DIGITS
+        for first in range(0, rows, at_once):
+            some = x[first : first + at_once]
+            totals = _totals(builder, sums[first * of_row : (first + len(some)) * of_row], builder.add)
+            results = int8.scaled(builder, totals, some, scales, inputs)
+            builder.store(results, pointer(builder, builder.add(out, I64(4 * first * outputs))), align=4)
+        return context.get_dummy_value()
+
+    return _inner_loop(body, 7)
+
+
 def _numbers(builder: ir.IRBuilder, code: int | None, start: Any, block: Any) -> Iterator[Any]:
     """Yield the numbers of a block of a row that begins at ``start``; ``code`` None: they are in memory."""
     if code is not None:
@@ -453,7 +475,7 @@ def _store_totals(builder: ir.IRBuilder, sums: list[Any], outputs: int, out: Any
     """Store the sums of vectors [rows, outputs] as float32, without a gap or with a stride of rows."""
     at_once = LANES // outputs * outputs
     for first in range(0, len(sums), at_once):
-        totals = _totals(builder, sums[first : first + at_once])
+        totals = _totals(builder, sums[first : first + at_once], builder.fadd)
         for place in range(0, totals.type.count, at_once if stride is None else outputs):
             target, kept = builder.add(out, I64(4 * (first + place))), totals
             if stride is not None:
@@ -462,7 +484,7 @@ def _store_totals(builder: ir.IRBuilder, sums: list[Any], outputs: int, out: Any
             builder.store(kept, pointer(builder, target), align=4)
 
 
-def _totals(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
+def _totals(builder: ir.IRBuilder, vectors: list[Any], add: Callable[[Any, Any], Any]) -> Any:
     """Return the sums of at most LANES vectors as one vector; each is halved until one lane is left.
 
     Two vectors are halved together, and lie in one thereafter. Where each lane comes from is written down as (number of
@@ -480,7 +502,7 @@ def _totals(builder: ir.IRBuilder, vectors: list[Any]) -> Any:
             low.sort(key=lambda place: (place % LANES // 4 if half < 4 else 0, place))
             distance = names[:LANES].index((names[0][0], half))
             parts = [_shuffled(builder, left, right, [place + more for place in low]) for more in (0, distance)]
-            halved.append((builder.fadd(*parts), [names[place] for place in low]))
+            halved.append((add(*parts), [names[place] for place in low]))
         rows, half = halved, half // 2
     ((total, names),) = rows
     return _shuffled(builder, total, total, [names.index((number, 0)) for number in range(len(vectors))])
