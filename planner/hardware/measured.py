@@ -15,7 +15,7 @@ Samples are what ``python -m runtime calibrate`` prints, times in ns of products
     overhead    of a layer, ``stage`` of a stage besides its layers, ``pass`` of a drafter's pass, ``table`` of
                 embedding and lm_head, and ``tree`` of a step with one, by which the parts of plain and EAGLE steps of
                 a small plan take what they took (``planner.api.measuring``)
-    groups      all-reduce of a short message, by the size of the group
+    groups      all-reduce of a short message behind products, by the size of the group
     latency     of a short message to a process that sleeps, as those of other stages do
     bandwidth   of links: 2 (n - 1) / n of the bytes that a longer message has more / the time that it takes more
 

@@ -33,22 +33,27 @@ from runtime.calibration.rates import (
     Spans,
     scores,
 )
+from runtime.comm.groups import Group
 from runtime.comm.shared_memory import SharedGroup, SharedMemory, unnamed_memory
 from runtime.errors import MachineError
 from runtime.model import ops
 
 MESSAGES = (1 << 10, 1 << 16)
 """Bytes of a sum: one whose time is latency, and one of several rows of a large model."""
-SUM_REPEATS = 12
+SUMS = 12
 """Sums of each size in a round."""
+SUM_PRODUCTS = 2
+"""Products of each process before a sum, as a layer has them: their weights drive what a sum wants, code and data, out
+of the caches. A sum behind another took a third of the time."""
 ROUNDS = 24
 LEAST_ROUNDS = 2
 ROUNDS_S, PART_OF_ROUNDS = 8, 0.25
 """Seconds, and the part of the time within which all is to be done, after the first of which no further round is begun,
 but for the least."""
-PAUSE_S = 0.002
-"""Time before a message after which its receivers sleep (``runtime.comm.shared_memory``: 50 us)."""
-PAUSES = 6
+MESSAGE_PRODUCTS = 16
+"""Products of the sender before a message, 1 ms or more, after which its receiver sleeps
+(``runtime.comm.shared_memory``)."""
+MESSAGES_OF_ROUND = 6
 """Such messages in a round."""
 
 _Time = TypeVar("_Time")
@@ -56,7 +61,9 @@ _Time = TypeVar("_Time")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sum:
-    """Times of an all-reduce among the first processes, of the slowest of them: the least of each round."""
+    """Times of an all-reduce among the first processes, from when the last of them comes until all have the sum: the
+    first quartile of each round.
+    """
 
     members: int
     message_bytes: int
@@ -85,7 +92,7 @@ class Samples:
     """By the processes at once, dtype and dims of a head: time of SCORES scores of attention, as ``rows_ns``."""
     sums: tuple[Sum, ...]
     message_ns: list[int]
-    """Until a short message is with a process that sleeps: the least of each round. None with one process."""
+    """Until a short message is with a process that sleeps: the first quartile of each round. None with one process."""
 
 
 def measure(processes: int, within_s: int) -> Samples:
@@ -127,7 +134,10 @@ def measure(processes: int, within_s: int) -> Samples:
         Sum(
             members=members,
             message_bytes=nbytes,
-            times_ns=_least([[r.sums[members, nbytes] for r in own] for own in results[:members]], max),
+            times_ns=[
+                _sum_ns([own.sums[members, nbytes] for own in of_round])
+                for of_round in zip(*results[:members], strict=True)
+            ],
         )
         for members in range(2, processes + 1)
         for nbytes in MESSAGES
@@ -152,7 +162,7 @@ def measure(processes: int, within_s: int) -> Samples:
             at_once: {name: _scores(results[:at_once], (at_once, name), cores) for name in NAMES} for at_once in slowest
         },
         sums=sums,
-        message_ns=[min(own.messages) for own in results[1]] if processes > 1 else [],
+        message_ns=[_first_quartile(own.messages) for own in results[1]] if processes > 1 else [],
     )
 
 
@@ -171,7 +181,7 @@ class _Round:
     """The same, of rows besides products."""
     scores: dict[int, ScoreSpans]
     """The same, of attention."""
-    sums: dict[tuple[int, int], list[int]]
+    sums: dict[tuple[int, int], list[Span]]
     """By members and bytes, of the groups that the process is in."""
     messages: list[int]
     """To the second process."""
@@ -217,6 +227,22 @@ def _scores(results: Sequence[Sequence[_Round]], of: tuple[int, str], cores: int
     }
 
 
+def _sum_ns(spans: Sequence[Sequence[Span]]) -> int:
+    """Return the time of a sum in a round, from when the last process comes until the last has it; ``spans``: by
+    process.
+    """
+    every = zip(*spans, strict=True)
+    return _first_quartile([max(end for _, end in own) - max(begin for begin, _ in own) for own in every])
+
+
+def _first_quartile(times: Sequence[int]) -> int:
+    """Return the time within which a quarter of some messages of a round is.
+
+    The least is one by chance, of which a step has few, and how fast who sleeps wakes up differs from time to time.
+    """
+    return sorted(times)[len(times) // 4]
+
+
 def _time(at_once: int, cores: int) -> Callable[[Sequence[Span]], int]:
     """Return how long so many processes take for something that each of them does."""
     return _spanned if at_once > cores else _longest
@@ -247,17 +273,13 @@ def _serve(
     """Measure in one of the processes, and send what it took; the first says when the rounds end."""
     torch.set_num_threads(threads)
     memory = SharedMemory(path, tuple(range(together.parties)), rank, ops.exchange)
-    groups = {
-        members: SharedGroup.of(memory, tuple(range(members)), rank)
-        for members in range(2, together.parties + 1)
-        if rank < members
-    }
+    groups = {members: _group(memory, members, rank) for members in range(2, together.parties + 1) if rank < members}
     products.samples(together.wait, 1)  # warms up
     last_round = ends - within_s + min(ROUNDS_S, PART_OF_ROUNDS * within_s)
     rounds = list[_Round]()
     while not ended.is_set():
         own, rows, scored = dict[int, Spans](), dict[int, list[Span]](), dict[int, ScoreSpans]()
-        sums = dict[tuple[int, int], list[int]]()
+        sums = dict[tuple[int, int], list[Span]]()
         for computing in at_once(together.parties):
             together.wait()
             if rank < computing:
@@ -266,10 +288,10 @@ def _serve(
                 scored[computing] = products.score_samples(ready)
         for members, barrier in barriers.items():
             together.wait()
-            for nbytes, time_ns in _sums(groups[members], barrier) if members in groups else ():
-                sums.setdefault((members, nbytes), []).append(time_ns)
+            for nbytes, span in _sums(groups[members], barrier, products) if members in groups else ():
+                sums.setdefault((members, nbytes), []).append(span)
         together.wait()
-        messages = list(_messages(groups[2], rank)) if 2 in groups else []
+        messages = list(_messages(groups[2], products)) if 2 in groups else []
         rounds.append(_Round(products=own, rows=rows, scores=scored, sums=sums, messages=messages))
         late = len(rounds) >= LEAST_ROUNDS and time.monotonic() > last_round
         if rank == 0 and (late or len(rounds) == ROUNDS):
@@ -278,31 +300,37 @@ def _serve(
     pipe.send(rounds)
 
 
-def _meet(group: SharedGroup | None) -> None:
+def _group(memory: SharedMemory, members: int, rank: int) -> Group:
+    """Return the group of the first processes, with what a rank reports of its collectives."""
+    ranks = tuple(range(members))
+    return Group(name="sum", ranks=ranks, rank=rank, handle=SharedGroup.of(memory, ranks, rank), waits=True)
+
+
+def _meet(group: Group | None) -> None:
     """Wait until all of a group are here, and awake: who waits for the first message may fall asleep."""
     if group is not None:
         group.all_reduce(torch.zeros(1))
         group.all_reduce(torch.zeros(1))
 
 
-def _messages(group: SharedGroup, rank: int) -> Iterator[int]:
+def _messages(group: Group, products: Products) -> Iterator[int]:
     """Yield ns from the first process's sending of a short message until the second, which sleeps, has it."""
     sent = torch.zeros(MESSAGES[0] // 8, dtype=torch.int64)
-    for _ in range(PAUSES):
-        if rank == 0:
-            time.sleep(PAUSE_S)
+    for _ in range(MESSAGES_OF_ROUND):
+        if group.leads:
+            products.work(MESSAGE_PRODUCTS)
             sent[0] = time.perf_counter_ns()
         group.broadcast(sent, 0)
         yield time.perf_counter_ns() - int(sent[0])
 
 
-def _sums(group: SharedGroup, barrier: Barrier) -> Iterator[tuple[int, int]]:
-    """Yield bytes and ns of sums, taken in turns; each follows the one before at once, as in a step."""
+def _sums(group: Group, barrier: Barrier, products: Products) -> Iterator[tuple[int, Span]]:
+    """Yield bytes and spans of sums, taken in turns; each behind products, as in a step."""
     messages = {nbytes: torch.zeros(nbytes // 4) for nbytes in MESSAGES}
     barrier.wait()
-    for repeat in range(SUM_REPEATS):
+    for _ in range(SUMS):
         for nbytes, message in messages.items():
+            products.work(SUM_PRODUCTS)
             began = time.perf_counter_ns()
             group.all_reduce(message)
-            if repeat:
-                yield nbytes, time.perf_counter_ns() - began
+            yield nbytes, (began, time.perf_counter_ns())

@@ -37,6 +37,8 @@ PRODUCTS = 8
 alone was a tenth to a third shorter than their mean."""
 CALLS, CALL_VALUES = 20, 16
 """Calls of a product with so many inputs and outputs, of which the shortest is the time of a call."""
+WORK_DTYPE = "bfloat16"
+"""Weights that are multiplied before a message."""
 ROW_ROWS = 16
 """Rows whose work besides products is timed."""
 ROW_DTYPE = "bfloat16"
@@ -95,6 +97,12 @@ class Products:
                 begin = min(began + len(weights) * call_ns, ended - len(weights))  # at least 1 ns of each
                 times[held][name][rows].append((begin, ended))
         return times
+
+    def work(self, times: int) -> None:
+        """Multiply a row so many times with weights that no cache holds."""
+        x, pieces = self._rows["memory", WORK_DTYPE, 1], self._pieces["memory", WORK_DTYPE]
+        for _ in range(times):
+            ops.product(x, pieces[next(self._next) % len(pieces)])
 
     def row_samples(self, ready: Callable[[], object], turns: int = TURNS) -> list[Span]:
         """Return so many spans of what a layer does with ROW_ROWS rows besides products; ``ready`` as above."""

@@ -23,7 +23,7 @@ from runtime.cli import commands
 rates.OUTPUTS = 64
 rates.INPUTS.update(memory=64, cached=32)
 rates.BYTES.update(memory=1 << 16, cached=1 << 14)
-machine.SUM_REPEATS, machine.ROUNDS = 5, 3
+machine.SUMS, machine.ROUNDS = 5, 3
 commands(sys.argv[1:])
 """
 """The program with small weights. It is a process of its own, as those that it forks must not have threads before."""
