@@ -31,10 +31,15 @@ from plans.kv import kv_division
 from plans.schema import DraftPlacement, Plan, Stage, Transport
 from runtime.comm.host_work import HostWork
 from runtime.comm.progress import Progress
+from runtime.comm.shared_memory import SharedGroup
 from runtime.errors import PeerError
 
 CUDA_IN_NCCL = "ncclUnhandledCudaError"
 """Code in the message of NCCL about an error of CUDA on this rank's own device."""
+
+
+def _nothing() -> None:
+    """Sum nothing: there is one member."""
 
 
 class Collectives(Protocol):
@@ -104,6 +109,24 @@ class Group:
         if self.handle is not None:
             self._run(self.handle.all_reduce, (tensor,), read=(True,), written=(True,), inside=True)
 
+    def sum_of(self, tensor: Tensor) -> Callable[[], None]:
+        """Return ``all_reduce`` of a tensor, whose memory the caller keeps, for many calls: of a CPU through shared
+        memory it is written down once.
+        """
+        if self.handle is None:
+            return _nothing
+        if not isinstance(self.handle, SharedGroup) or self.staged:
+            return partial(self.all_reduce, tensor)
+        summed = self.progress.summing(self.name, self.handle.sum_of(tensor))
+
+        def run() -> None:
+            try:
+                summed()
+            except RuntimeError as error:
+                raise self._error(error) from error
+
+        return run
+
     def all_gather(self, tensor: Tensor, out: Tensor | None = None) -> Tensor:
         """Return all members' tensors, stacked in the order of the group: [members, ...], in ``out`` if it is given."""
         if self.handle is None:
@@ -159,8 +182,11 @@ class Group:
         except RuntimeError as error:
             if is_device_error(error):
                 raise
-            reason = str(error).partition("\n")[0]
-            raise PeerError(f"group {self.name} (ranks {', '.join(map(str, self.ranks))}): {reason}") from error
+            raise self._error(error) from error
+
+    def _error(self, error: RuntimeError) -> PeerError:
+        reason = str(error).partition("\n")[0]
+        return PeerError(f"group {self.name} (ranks {', '.join(map(str, self.ranks))}): {reason}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

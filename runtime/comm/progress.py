@@ -16,7 +16,7 @@ queued. Of ranks that have queued and do not wait, the one that is behind in a g
 import ctypes
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -159,6 +159,24 @@ class Progress:
                 timings.collective(group, timings.now() - started, inside=inside, received=received)
         self.status.group = b""
         self.status.ticks += 1
+
+    def summing(self, group: str, work: Callable[[], None]) -> Callable[[], None]:
+        """Return ``work``, a collective of ``group`` inside a part, in which the host waits, with its report: what
+        ``collective`` does, for many calls.
+        """
+        name, status = _name(group), self.status
+
+        def run() -> None:
+            timings = self.timings
+            started = 0 if timings is None else time.perf_counter_ns()
+            status.group = name
+            work()
+            if timings is not None:
+                timings.groups[group] += time.perf_counter_ns() - started
+            status.group = b""
+            status.ticks += 1
+
+        return run
 
     def queue(self, groups: Sequence[str]) -> None:
         """Report that a collective of each of these groups is put into the queue of the device, in this order."""

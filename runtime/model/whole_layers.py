@@ -8,7 +8,7 @@ by one take it a hundred. Letters as in ``layers``. The scratch of a forward is 
 
 import ctypes
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -107,6 +107,8 @@ class WholeLayers:
         self._at: dict[str, int] = {}
         """Address of each part."""
         self._residuals: tuple[Tensor, Tensor] | None = None
+        self._sums: tuple[Callable[[], None], ...] = ()
+        """All-reduces behind the kernels of a layer: of the residual between attention and MLP, and of the last."""
         self._rows: Rows | None = None
         self._x: Tensor | None = None
 
@@ -177,10 +179,11 @@ class WholeLayers:
     def run(self, number: int) -> Tensor:
         """Run a layer on the residual of ``begin``; return it."""
         assert self._residuals is not None
-        bound, (hidden, between) = self._layers[number], self._residuals
-        for kernel in bound.kernels:
-            ops._run_layer(self._dtype, hidden.shape[0] * bound.weights, kernel)
-            self._group.all_reduce(hidden if kernel is bound.kernels[-1] else between)
+        bound, (hidden, _) = self._layers[number], self._residuals
+        work = hidden.shape[0] * bound.weights
+        for kernel, add_up in zip(bound.kernels, self._sums[-len(bound.kernels) :], strict=True):
+            ops._run_layer(self._dtype, work, kernel)
+            add_up()
         return hidden
 
     def operands(self, number: int) -> dict[str, Tensor]:
@@ -208,13 +211,13 @@ class WholeLayers:
         for name, size in sizes.items():
             starts[name] = end
             end += -(-size // ALIGN) * ALIGN
-        self._parts, self._residuals = {}, None
+        self._parts, self._residuals, self._sums = {}, None, ()
         self._scratch = torch.empty(0, dtype=torch.uint8)  # the old one is freed before there is another
         self._scratch = torch.empty(end, dtype=torch.uint8)
         self._parts = {name: self._scratch[start : start + sizes[name]] for name, start in starts.items()}
         self._at = {name: part.data_ptr() for name, part in self._parts.items()}
         hidden, between = (self._parts[name].view(self._dtype).view(-1, self._hidden) for name in ("hidden", "between"))
-        self._residuals = hidden, between
+        self._residuals, self._sums = (hidden, between), (self._group.sum_of(between), self._group.sum_of(hidden))
 
 
 def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:

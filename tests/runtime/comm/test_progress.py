@@ -36,7 +36,16 @@ def test_a_part_has_its_sums_and_begins_with_the_message_that_it_receives(clock:
         clock.ns += 1  # while another rank works
         collective(20, inside=False, received=True)
         clock.ns += 300
-        collective(4000, inside=True)
+        collective(1000, inside=True)
+
+        def add_up() -> None:
+            assert rank.status.group == b"group"
+            clock.ns += 1500
+
+        summed, ticks = rank.summing("group", add_up), rank.status.ticks
+        summed()
+        summed()
+        assert (rank.status.group, rank.status.ticks) == (b"", ticks + 2)
         rank.lap("stages[0]")
         clock.ns += 50_000
         collective(600_000, inside=False)  # sent

@@ -14,8 +14,9 @@ import torch.distributed as dist
 
 from plans import shared_memory as layout
 from runtime.comm import shared_memory
+from runtime.comm.groups import Group
 from runtime.comm.shared_memory import SharedGroup, SharedMemory, address_of, path_of, unnamed_memory
-from runtime.errors import MachineError
+from runtime.errors import MachineError, PeerError
 from runtime.model import ops
 from runtime.model.kernels.elements import ELEMENTS
 
@@ -118,6 +119,21 @@ def test_a_sum_of_two_has_the_bits_of_gloo(tmp_path: Path) -> None:
     run(2, work)
 
 
+def test_a_sum_that_is_written_down_once_is_taken_again_and_again() -> None:
+    def work(group_of: Callable[..., SharedGroup], rank: int) -> None:
+        handle = group_of()
+        group = Group(name="stages[0]", ranks=(0, 1), rank=rank, handle=handle, waits=True)
+        for dtype in DTYPES:
+            total = torch.empty(3, 7, dtype=dtype)
+            add_up = group.sum_of(total)
+            for turn in range(5):
+                total.fill_(turn + 10 * rank)
+                add_up()
+                assert torch.equal(total, torch.full_like(total, 2 * turn + 10))
+
+    run(2, work)
+
+
 def test_a_sum_with_a_nan_is_a_nan() -> None:
     def work(group_of: Callable[..., SharedGroup], rank: int) -> None:
         for dtype in DTYPES:
@@ -173,6 +189,9 @@ def test_a_rank_that_takes_no_part_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         group = groups_of(path, 2, 0)()
         with pytest.raises(RuntimeError, match=r"rank 1 took no part for 0 s"):
             group.all_reduce(torch.zeros(3))
+        summed = Group(name="stages[0]", ranks=(0, 1), rank=0, handle=group, waits=True).sum_of(torch.zeros(3))
+        with pytest.raises(PeerError, match=r"group stages\[0\] \(ranks 0, 1\): rank 1 took no part for 0 s"):
+            summed()
 
 
 def test_words_that_a_stranger_wrote_lead_nowhere() -> None:
