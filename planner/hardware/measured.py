@@ -146,12 +146,23 @@ def rates_of(samples: Mapping[str, Any]) -> tuple[Computing, ...]:
 def _rates_of(times: Mapping[str, Any], values: int, scores: Mapping[str, Any]) -> dict[str, Rates]:
     return {
         dtype: Rates(
-            bandwidth=rate_of(values * DTYPE_BYTES[dtype], by_rows["1"]),
-            products={int(rows): rate_of(2 * int(rows) * values, times_ns) for rows, times_ns in by_rows.items()},
+            bandwidth=rate_of(values * DTYPE_BYTES[dtype], by_rows[1]),
+            products={rows: rate_of(2 * rows * values, times_ns) for rows, times_ns in by_rows.items()},
             scores={int(dims): time_of(own) for dims, own in scores[dtype].items()} if dtype in scores else None,
         )
-        for dtype, by_rows in times.items()
+        for dtype, by_rows in ((dtype, _no_slower(own)) for dtype, own in times.items())
     }
+
+
+def _no_slower(times: Mapping[str, Sequence[float]]) -> dict[int, Sequence[float]]:
+    """Return the times of products by rising rows, none of which takes longer than one of more rows does: that it did
+    is the time of other programs, or of other machines with the same memory. ``times``: by rows, as JSON has them.
+    """
+    by_rows: dict[int, Sequence[float]] = {}
+    for rows in sorted(map(int, times), reverse=True):
+        more = [] if not by_rows else [by_rows[min(by_rows)]]
+        by_rows[rows] = min((times[str(rows)], *more), key=lambda own: time_of(own).value)
+    return dict(sorted(by_rows.items()))
 
 
 def link_of(samples: Mapping[str, Any]) -> MeasuredLink | None:

@@ -108,6 +108,16 @@ def measured(synthetic: None) -> Any:
     return measuring.measure(data(), "f")[0]
 
 
+def test_a_product_of_fewer_rows_takes_no_longer_than_one_of_more() -> None:
+    slow = {"1": [900, 1000], "4": [500, 600], "6": [400, 400], "8": [450, 450], "16": [800, 800]}
+    of_dtype = SAMPLES["products_ns"] | {"1": {"memory": {"float32": slow}, "cached": {}}}
+    (alone, *_) = rates_of(SAMPLES | {"products_ns": of_dtype})
+    values = SAMPLES["values"]["memory"]
+    assert alone.rates["float32"].bandwidth.value == int(float(f"{4 * values * 10**9 / 400:.4g}"))
+    times = {rows: 2 * rows * values * 10**9 / own.value for rows, own in alone.rates["float32"].products.items()}
+    assert {rows: round(ns) for rows, ns in times.items()} == {1: 400, 4: 400, 6: 400, 8: 450, 16: 800}
+
+
 def test_samples_become_rates() -> None:
     alone, *_ = every = rates_of(SAMPLES)
     assert [own.devices for own in every] == [1, 2, 3]
