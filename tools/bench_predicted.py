@@ -1,13 +1,15 @@
 """Predicted beside measured times of steps on this machine's CPU: two models, one, two and four devices, several trees.
 
-    python tools/bench_predicted.py [--model DIR] [--rounds 2] [--write]
+    python tools/bench_predicted.py [--model DIR] [--rounds 2] [--write] [--twice]
 
 For each number of devices the machine is measured as `planner inventory --measure` does it, with as many processes,
 which share the cores. Each device is given the least memory with which a plan is found, so that all are in use. Plans
 are compiled and timed by `runtime bench`; the fastest tenth of its steps counts, with their parts, of the round in
 which they were shortest: other programs make one longer and none shorter. No further round is begun after `--seconds`;
 what ends it earlier leaves the rows that are finished.
-`--model`: SmolLM2-135M-Instruct, by default that of `tools/demo`; `--write`: put the table into RESULTS.md.
+`--twice`: measure twice for each number of devices, and say how far the predicted steps are apart, of plans with the
+same memory. `--model`: SmolLM2-135M-Instruct, by default that of `tools/demo`; `--write`: put the table into
+RESULTS.md.
 """
 
 import argparse
@@ -28,7 +30,7 @@ import planner
 from demo import HEAD, say
 from demo_model import cache_directory, ensure_model
 from planner.api import measuring
-from planner.api.planning import request_of, solved
+from planner.api.planning import PlanResult, request_of, solved
 from planner.demo_model import DEFAULT_HEAD
 from planner.errors import InfeasibleError
 from planner.problem.placed import messages_ns, parts_ns, plain_step_ns
@@ -118,31 +120,59 @@ def measured_inventory(count: int) -> Any:
 
 def planned(subject: Subject, data: Any, tree: Tree, directory: Path) -> Plan:
     """Plan on all devices of an inventory, with the least memory that is found to be enough, and compile."""
-    (host,) = data["hosts"]
-    nbytes = subject.nbytes // len(host["devices"])
-    inventory = directory.with_suffix(".yaml")
+    result, _ = with_least_memory(subject, data, tree, directory.with_suffix(".yaml"))
+    result.write(directory)
+    planner.compile(directory, model=subject.model, draft=subject.draft)
+    return result.plan
+
+
+def with_least_memory(subject: Subject, data: Any, tree: Tree, inventory: Path) -> tuple[PlanResult, int]:
+    """Return a plan on all devices with the least memory that is found to be enough, and its bytes for each."""
+    count = len(data["hosts"][0]["devices"])
+    nbytes = subject.nbytes // count
     for _ in range(MEMORY_STEPS):
-        devices = [device | {"memory": f"{nbytes} B"} for device in host["devices"]]
-        inventory.write_text(dump_yaml({"hosts": [host | {"devices": devices}]}))
-        wanted = Wanted(dtype=subject.dtype, context=KV_ROWS - tree.total_token, tree=tree, simplify_ppm=0)
-        request = request_of(
-            wanted,
-            model=subject.model,
-            draft=subject.draft,
-            aux_layers=None,
-            inventory=inventory,
-            device_map=None,
-            previous=None,
-        )
         try:
-            result = solved(request, Settings())
+            return with_memory(subject, data, tree, inventory, nbytes), nbytes
         except InfeasibleError as error:
-            nbytes += max(nbytes // 10, sum(error.short_bytes.values()) // len(devices))
-            continue
-        result.write(directory)
-        planner.compile(directory, model=subject.model, draft=subject.draft)
-        return result.plan
-    sys.exit(f"{subject.name}: no plan on {len(host['devices'])} devices with {format_bytes(nbytes)} each")
+            nbytes += max(nbytes // 10, sum(error.short_bytes.values()) // count)
+    sys.exit(f"{subject.name}: no plan on {count} devices with {format_bytes(nbytes)} each")
+
+
+def with_memory(subject: Subject, data: Any, tree: Tree, inventory: Path, nbytes: int) -> PlanResult:
+    """Return a plan on devices with so much memory each."""
+    (host,) = data["hosts"]
+    devices = [device | {"memory": f"{nbytes} B"} for device in host["devices"]]
+    inventory.write_text(dump_yaml({"hosts": [host | {"devices": devices}]}))
+    request = request_of(
+        Wanted(dtype=subject.dtype, context=KV_ROWS - tree.total_token, tree=tree, simplify_ppm=0),
+        model=subject.model,
+        draft=subject.draft,
+        aux_layers=None,
+        inventory=inventory,
+        device_map=None,
+        previous=None,
+    )
+    return solved(request, Settings())
+
+
+def twice(arguments: argparse.Namespace, directory: Path) -> None:
+    """Measure twice, and print how far the steps of plans by the two inventories are apart."""
+    for count in arguments.devices or DEVICES:
+        one, other = measured_inventory(count), measured_inventory(count)
+        for subject in subjects(arguments.model):
+            tree = dynamic(subject.trees[-1])
+            first, nbytes = with_least_memory(subject, one, tree, directory / "inventory.yaml")
+            second = with_memory(subject, other, tree, directory / "inventory.yaml", nbytes)
+            steps_ns = [result.plan.proof.objective_ns or 0 for result in (first, second)]
+            words = " and ".join(f"{step_ns / 1e6:.2f}" for step_ns in steps_ns)
+            apart = max(steps_ns) / min(steps_ns) - 1
+            print(f"{title_of(subject, first.plan, tree)}: steps of {words} ms, {apart:.1%} apart")
+
+
+def dynamic(sizes: tuple[int, int, int]) -> Tree:
+    """Return a dynamic tree."""
+    total, depth, top_k = sizes
+    return Tree(kind="dynamic", total_token=total, depth=depth, top_k=top_k, paths=None)
 
 
 def rows(timed: Timed) -> Iterator[Row]:
@@ -236,6 +266,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=360, help="after which no further round is begun")
     parser.add_argument("--devices", type=int, action="append", choices=DEVICES)
     parser.add_argument("--embedded", action="store_true", help="the embedded model alone")
+    parser.add_argument("--twice", action="store_true", help="measure twice, and compare predicted steps alone")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     # a busy machine makes the figures worse, and does not end the comparison
@@ -243,6 +274,9 @@ def main() -> None:
     every: list[Timed] = []
     ends = time.monotonic() + arguments.seconds
     with tempfile.TemporaryDirectory(prefix="predicted-") as name:
+        if arguments.twice:
+            twice(arguments, Path(name))
+            return
         try:
             for timed in first_round(arguments, Path(name)):
                 every.append(timed)
@@ -262,9 +296,8 @@ def first_round(arguments: argparse.Namespace, directory: Path) -> Iterator[Time
         for subject in subjects(arguments.model):
             if arguments.embedded and subject.model is not None:
                 continue
-            for total, depth, top_k in subject.trees:
-                tree = Tree(kind="dynamic", total_token=total, depth=depth, top_k=top_k, paths=None)
-                own = directory / f"{subject.name}-{count}-{total}"
+            for tree in map(dynamic, subject.trees):
+                own = directory / f"{subject.name}-{count}-{tree.total_token}"
                 plan = planned(subject, data, tree, own)
                 timed = Timed(title=title_of(subject, plan, tree), directory=own, plan=plan)
                 timed.bench()
