@@ -25,7 +25,7 @@ from plans.schema import (
     Transport,
     VocabSplit,
 )
-from plans.slots import weights_bytes
+from plans.slot_bytes import weights_bytes
 
 
 def emit(formulation: Formulation, inputs: Inputs, solved: Solved, previous: Previous | None = None) -> Plan:

@@ -1,48 +1,33 @@
 """The slot table: name, dtype and shape of every tensor in a device's image, and the piece of the model that it holds.
 
 The one place from which images are laid out (``planner.images.layout`` adds offsets and names of the checkpoint's
-tensors), weights are counted (the functions ``*_bytes`` here, and ``plans.weights``) and blocks are bound to an image
+tensors), weights are counted (``plans.slot_bytes``, and ``plans.weights``) and blocks are bound to an image
 (``runtime.model.blocks``). The records are in ``plans.slot_records``; they list the slots of a block in the order of
-the file.
+the file. ``plans.share_slots`` makes the slots of a share of a block; here is which of them base and drafter have.
 
 Letters: H hidden size, D head dim, k KV heads and h query heads of the device, d the dims of each head that it has (D,
 or a part by ``head_dim``), w its columns of o, m its MLP channels, E experts, V' its rows of a vocabulary table.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cache, partial
-from typing import Literal
 
-from plans.artifact import align
-from plans.dtypes import HEADER_NAMES
 from plans.kv import KvShare, first_head, kv_share
-from plans.quantized import (
-    SCALE_NAMES,
-    code_bytes,
-    draft_embed_format,
-    draft_head_format,
-    groups,
-    held_columns,
-    share_format,
-)
-from plans.ranges import Range, Ranges, attention_ranges, length, scaled, share_range
-from plans.rotary import Order, head_order, table_of, tables
+from plans.quantized import draft_embed_format, draft_head_format
+from plans.ranges import Range, share_range
+from plans.rotary import table_of, tables
 from plans.schema import (
     Attention,
     Draft,
     DraftPlacement,
     DType,
-    LayerClass,
     Mlp,
     Model,
     Plan,
     Rotary,
     Stage,
     VocabSplit,
-    WeightFormat,
 )
+from plans.share_slots import DRAFT_PREFIX, Maker, attention_slots, base_maker, draft_maker, matrix, mlp_slots
 from plans.slot_records import (
     AttentionSlots,
     BaseSlots,
@@ -58,241 +43,12 @@ from plans.slot_records import (
 )
 from plans.step import layer_class
 
-ORDER_DTYPE = "I32"
-"""Slots of the order of columns, and no others, have this dtype."""
-ROPE_DTYPE = "F32"
-"""Rotary frequencies are in float32, whatever the plan's dtype."""
-
-DRAFT_PREFIX = "draft."
-"""Beginning of the names of the drafter's slots."""
 TOKEN_MAP = f"{DRAFT_PREFIX}d2t"
 """Name of the slot of the drafter's tokens as tokens of the base: target id = draft id + d2t[draft id]."""
 
 
-# ---- slots of a share ----
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Maker:
-    """Makes slots whose names, and whose tensors' roles, begin alike."""
-
-    prefix: str
-    source: Literal["base", "draft"]
-    dtype: str
-
-    def stacked(
-        self,
-        name: str,
-        roles: Iterable[tuple[str, Ranges]],
-        width: int | None,
-        cols: Ranges | None = None,
-        order: Order | None = None,
-    ) -> SlotSpec:
-        """Return the slot of stacked rows of several tensors; ``width``: of a row, None for a vector.
-
-        ``order``: of the rows of each head of q and k.
-        """
-        pieces = tuple(
-            Piece(prefix=self.prefix, role=role, rows=rows, cols=cols, order=None if role.startswith("v.") else order)
-            for role, rows in roles
-        )
-        rows = sum(length(piece.rows) for piece in pieces)
-        shape = (rows,) if width is None else (rows, width)
-        return SlotSpec(name=self.prefix + name, dtype=self.dtype, shape=shape, source=self.source, pieces=pieces)
-
-    def vector(self, name: str, size: int, order: Order | None = None) -> SlotSpec:
-        """Return the slot of a whole vector; ``order``: of its values for each head."""
-        return self.stacked(name, [(name, ((0, size),))], None, order=order)
-
-    def matrix(self, name: str, rows: int, width: int) -> SlotSpec:
-        """Return the slot of a whole matrix."""
-        return self.stacked(name, [(name, ((0, rows),))], width)
-
-    def table(self, name: str, rows: Range, width: int, form: WeightFormat | None) -> MatrixSlots | None:
-        """Return the slots of rows of a vocabulary table; None of no rows."""
-        return matrix(self.stacked(name, [(name, (rows,))], width), form) if rows[1] > rows[0] else None
-
-    def rope(self, head_dim: int, rotary: Rotary | None, number: int = 0) -> SlotSpec:
-        """Return the slot of a rotary table: frequencies [D/2], scaling already evaluated, or with factors [2, D/2]."""
-        of_table = f"{number}." if number else ""
-        return SlotSpec(
-            name=f"{self.prefix}rope.{of_table}inv_freq",
-            dtype=ROPE_DTYPE,
-            shape=(2, head_dim // 2) if rotary is not None and rotary.scaled else (head_dim // 2,),
-            source=self.source,
-            pieces=(),
-        )
-
-    def experts(
-        self, name: str, roles: Iterable[tuple[str, Ranges]], shape: tuple[int, ...], cols: Ranges | None = None
-    ) -> SlotSpec:
-        """Return the slot of the same pieces of every expert."""
-        pieces = tuple(Piece(prefix=self.prefix, role=role, rows=rows, cols=cols) for role, rows in roles)
-        return SlotSpec(
-            name=self.prefix + name,
-            dtype=self.dtype,
-            shape=shape,
-            source=self.source,
-            pieces=pieces,
-            experts=shape[0],
-        )
-
-
-def _base(dtype: DType, prefix: str = "") -> _Maker:
-    return _Maker(prefix=prefix, source="base", dtype=HEADER_NAMES[dtype])
-
-
-def _draft(dtype: DType, prefix: str = DRAFT_PREFIX) -> _Maker:
-    return _Maker(prefix=prefix, source="draft", dtype=HEADER_NAMES[dtype])
-
-
-def matrix(values: SlotSpec, form: WeightFormat | None, whole: int | None = None) -> MatrixSlots:
-    """Return the slots of a matrix, or of one of each expert, from the slot that its values would have.
-
-    ``whole``: columns of all devices; None: as many as here.
-    """
-    *rows, columns = values.shape
-    if form is None:
-        return MatrixSlots(weight=values, held_columns=columns, inputs=columns)
-    whole = whole or columns
-    own, held = share_format(form, columns, whole), held_columns(form, columns, whole)
-
-    def part(kind: str, dtype: str, width: Callable[[int], int]) -> SlotSpec:
-        pieces = tuple(
-            dataclasses.replace(
-                piece,
-                role=piece.role.removesuffix("weight") + kind,
-                cols=None
-                if piece.cols is None or form.ordered or (kind != "weight" and form.group is None)
-                else tuple((width(start), width(stop)) for start, stop in piece.cols),
-                share=piece.cols if form.ordered else None,
-            )
-            for piece in values.pieces
-        )
-        name, shape = values.name.removesuffix("weight") + kind, (*rows, width(held))
-        return dataclasses.replace(values, name=name, dtype=dtype, shape=shape, pieces=pieces)
-
-    of_groups = partial(groups, own)
-    return MatrixSlots(
-        weight=part("weight", "U8", partial(code_bytes, own)),
-        held_columns=held,
-        inputs=columns,
-        form=own,
-        scales=part("scales", SCALE_NAMES[form.scale], of_groups),
-        zeros=part("zeros", "U8", of_groups) if form.zeros else None,
-        order=_order(values, held) if form.ordered else None,
-    )
-
-
-def _order(values: SlotSpec, columns: int) -> SlotSpec:
-    """Return the slot of the order of columns, which all rows of a matrix have alike."""
-    first = values.pieces[0]
-    role = first.role.removesuffix("weight") + "order"
-    piece = dataclasses.replace(first, role=role, rows=((0, columns),), cols=None, share=first.cols)
-    name, shape = values.name.removesuffix("weight") + "order", (*values.shape[:-2], columns)
-    return dataclasses.replace(values, name=name, dtype=ORDER_DTYPE, shape=shape, pieces=(piece,))
-
-
-def _attention(
-    make: _Maker,
-    hidden: int,
-    width: int,
-    attention: Attention,
-    first: int,
-    share: KvShare,
-    leader: bool,
-    rotary: Rotary | None,
-) -> AttentionSlots:
-    """Return the slots of a share of the KV heads from ``first``; ``width``: of what q, k and v are computed from."""
-    ranges = attention_ranges(attention, first, share)
-    order = head_order(rotary, attention.head_dim)
-    rows = (("q", ranges.q), ("k", ranges.k), ("v", ranges.v))
-    bias, normed = attention.qkv_bias, attention.qk_norm
-    return AttentionSlots(
-        qkv=matrix(
-            make.stacked("qkv.weight", [(f"{name}.weight", span) for name, span in rows], width, order=order),
-            attention.qkv_format,
-        ),
-        qkv_bias=make.stacked("qkv.bias", [(f"{name}.bias", span) for name, span in rows], None, order=order)
-        if bias
-        else None,
-        q_norm=_head_norm(make, attention, "q_norm.weight", ranges.q, order) if normed else None,
-        k_norm=_head_norm(make, attention, "k_norm.weight", ranges.k, order) if normed else None,
-        sinks=make.stacked("sinks", [("sinks", ranges.heads)], None) if attention.sinks else None,
-        o=matrix(
-            make.stacked("o.weight", [("o.weight", ((0, hidden),))], length(ranges.o), ranges.o),
-            attention.o_format,
-            attention.num_heads * attention.head_dim,
-        ),
-        o_bias=make.vector("o.bias", hidden) if attention.o_bias and leader else None,
-    )
-
-
-def _head_norm(make: _Maker, attention: Attention, name: str, rows: Ranges, order: Order | None) -> SlotSpec:
-    """Return the weights of the norm of a head, or of a share of all ``rows`` of the heads that are normed together."""
-    span = rows if attention.qk_norm_whole else ((0, attention.head_dim),)
-    return make.stacked(name, [(name, span)], None, order=order)
-
-
-def _mlp(make: _Maker, hidden: int, mlp: Mlp, units: Range, leader: bool, normed: bool = True) -> MlpSlots:
-    """Return the slots of a range of MLP units; ``normed``: its input is."""
-    start, stop = scaled(units, mlp.unit)
-    span, channels, whole = ((start, stop),), stop - start, ((0, hidden),)
-    rows = [("gate.weight", span), ("up.weight", span)]
-    norm = make.vector("mlp_norm.weight", hidden) if normed else None
-    of_channels = [("gate.bias", span), ("up.bias", span)]
-    if mlp.kind == "moe":
-        count, router = mlp.num_experts, mlp.router
-        gate_up = make.experts("gate_up.weight", rows, (count, 2 * channels, hidden))
-        gate_up_bias = make.experts("gate_up.bias", of_channels, (count, 2 * channels))
-        down = make.experts("down.weight", [("down.weight", whole)], (count, hidden, channels), span)
-        down_bias = make.experts("down.bias", [("down.bias", whole)], (count, hidden))
-        wide = dataclasses.replace(make, dtype=HEADER_NAMES["float32"])
-        routing = wide if router is not None and router.float32 else make
-        alone = MlpSlots(
-            norm=norm,
-            router=routing.matrix("router.weight", count, hidden),
-            router_bias=routing.vector("router.bias", count) if router and router.bias else None,
-            correction=wide.vector("router.correction", count) if router and router.correction else None,
-            gate_up=matrix(gate_up, mlp.gate_up_format) if channels else None,
-            gate_up_bias=gate_up_bias if channels and mlp.bias else None,
-            down=matrix(down, mlp.down_format) if channels else None,
-            down_bias=down_bias if mlp.bias and leader else None,
-        )
-        return alone if mlp.shared_size is None else _with_shared(alone, make, hidden, mlp, units)
-    biases = make.stacked("gate_up.bias", of_channels, None)
-    return MlpSlots(
-        norm=norm,
-        router=None,
-        router_bias=None,
-        correction=None,
-        gate_up=matrix(make.stacked("gate_up.weight", rows, hidden), mlp.gate_up_format) if channels else None,
-        gate_up_bias=biases if channels and mlp.bias else None,
-        down=matrix(make.stacked("down.weight", [("down.weight", whole)], channels, span), mlp.down_format)
-        if channels
-        else None,
-        down_bias=make.vector("down.bias", hidden) if mlp.bias and leader else None,
-    )
-
-
-def _with_shared(slots: MlpSlots, make: _Maker, hidden: int, mlp: Mlp, units: Range) -> MlpSlots:
-    """Return the slots of experts with those of a range of units of the shared one."""
-    start, stop = scaled(units, mlp.shared_unit)
-    span, channels, whole = ((start, stop),), stop - start, ((0, hidden),)
-    rows = [("shared.gate.weight", span), ("shared.up.weight", span)]
-    down = make.stacked("shared.down.weight", [("shared.down.weight", whole)], channels, span)
-    return dataclasses.replace(
-        slots,
-        shared_gate=make.matrix("shared_gate.weight", 1, hidden) if mlp.shared_gate else None,
-        shared_gate_up=matrix(make.stacked("shared.gate_up.weight", rows, hidden), mlp.gate_up_format)
-        if channels
-        else None,
-        shared_down=matrix(down, mlp.down_format) if channels else None,
-    )
-
-
-def _base_attention(
-    make: _Maker,
+def base_attention(
+    make: Maker,
     model: Model,
     attention: Attention,
     first: int,
@@ -302,68 +58,68 @@ def _base_attention(
 ) -> tuple[tuple[SlotSpec, ...], AttentionSlots]:
     hidden = model.hidden_size
     norms = () if model.norms == "after" else (make.vector("attention_norm.weight", hidden),)
-    return norms, _attention(make, hidden, hidden, attention, first, share, leader, rotary)
+    return norms, attention_slots(make, hidden, hidden, attention, first, share, leader, rotary)
 
 
-def _base_mlp(make: _Maker, model: Model, mlp: Mlp, units: Range, leader: bool) -> MlpSlots:
-    return _mlp(make, model.hidden_size, mlp, units, leader, normed=model.norms != "after")
+def base_mlp(make: Maker, model: Model, mlp: Mlp, units: Range, leader: bool) -> MlpSlots:
+    return mlp_slots(make, model.hidden_size, mlp, units, leader, normed=model.norms != "after")
 
 
-def _output_norm(make: _Maker, model: Model, name: str) -> SlotSpec | None:
+def output_norm(make: Maker, model: Model, name: str) -> SlotSpec | None:
     return make.vector(name, model.hidden_size) if model.norms is not None else None
 
 
-def _draft_attention(
-    make: _Maker, draft: Draft, layer: int, first: int, share: KvShare, leader: bool
+def draft_attention(
+    make: Maker, draft: Draft, layer: int, first: int, share: KvShare, leader: bool
 ) -> tuple[tuple[SlotSpec, ...], AttentionSlots]:
     hidden, width = draft.hidden_size, draft.attention_width(layer)
     # the first layer of eagle3 attends over (embedding, hidden); that of eagle has no norm before it
     first_names = ("input_norm", "hidden_norm") if draft.kind == "eagle3" else ()
     names = ("attention_norm",) if layer else first_names
     norms = tuple(make.vector(f"{name}.weight", hidden) for name in names)
-    return norms, _attention(make, hidden, width, draft.attention, first, share, leader, draft.rotary)
+    return norms, attention_slots(make, hidden, width, draft.attention, first, share, leader, draft.rotary)
 
 
 def layer_slots(
     model: Model, layer: int, first: int, share: KvShare, units: Range, leader: bool, dtype: DType
 ) -> LayerSlots:
     """Return the slots of a layer of the base: KV heads from ``first``, and a range of MLP units."""
-    make, kind = _base(dtype, f"layers.{layer}."), layer_class(model, layer)
+    make, kind = base_maker(dtype, f"layers.{layer}."), layer_class(model, layer)
     rotary = tables(model)[table_of(model, layer)]
-    norms, attention = _base_attention(make, model, kind.attention, first, share, leader, rotary)
+    norms, attention = base_attention(make, model, kind.attention, first, share, leader, rotary)
     return LayerSlots(
         norms=norms,
         attention=attention,
-        mlp=_base_mlp(make, model, kind.mlp, units, leader),
-        attention_output_norm=_output_norm(make, model, "attention_output_norm.weight"),
-        mlp_output_norm=_output_norm(make, model, "mlp_output_norm.weight"),
+        mlp=base_mlp(make, model, kind.mlp, units, leader),
+        attention_output_norm=output_norm(make, model, "attention_output_norm.weight"),
+        mlp_output_norm=output_norm(make, model, "mlp_output_norm.weight"),
     )
 
 
 def rope_slots(model: Model) -> tuple[SlotSpec, ...]:
     """Return the slots of the rotary tables of the base."""
     head_dim = model.layers[0].attention.head_dim
-    return tuple(_base("float32").rope(head_dim, rotary, number) for number, rotary in enumerate(tables(model)))
+    return tuple(base_maker("float32").rope(head_dim, rotary, number) for number, rotary in enumerate(tables(model)))
 
 
 def draft_rope_slot(draft: Draft) -> SlotSpec:
     """Return the slot of the rotary table of the drafter."""
-    return _draft("float32").rope(draft.attention.head_dim, draft.rotary)
+    return draft_maker("float32").rope(draft.attention.head_dim, draft.rotary)
 
 
 def embed_slots(model: Model, rows: Range, dtype: DType) -> MatrixSlots | None:
     """Return the slots of rows of the embedding table; None of no rows."""
-    return _base(dtype).table("embed.weight", rows, model.hidden_size, model.embed_format)
+    return base_maker(dtype).table("embed.weight", rows, model.hidden_size, model.embed_format)
 
 
 def final_norm_slot(model: Model, dtype: DType) -> SlotSpec:
     """Return the slot of the final norm, which each device of the lm_head has."""
-    return _base(dtype).vector("norm.weight", model.hidden_size)
+    return base_maker(dtype).vector("norm.weight", model.hidden_size)
 
 
 def lm_head_table(model: Model, rows: Range, dtype: DType) -> MatrixSlots | None:
     """Return the slots of rows of the lm_head that are not the embedding's; None of no rows."""
-    return _base(dtype).table("head.weight", rows, model.hidden_size, model.head_format)
+    return base_maker(dtype).table("head.weight", rows, model.hidden_size, model.head_format)
 
 
 def vocabulary_rows(plan: Plan, device_id: str) -> tuple[TableRows | None, TableRows | None]:
@@ -425,32 +181,32 @@ def stage_slots(model: Model, stage: Stage, member: int, dtype: DType) -> StageS
 
 def drafter_slots(model: Model, draft: Draft, placement: DraftPlacement, member: int, dtype: DType) -> DraftSlots:
     """Return the slots of one member of the drafter's group; ``model``: the base, whose tables it may have rows of."""
-    make, hidden = _draft(dtype), draft.hidden_size
+    make, hidden = draft_maker(dtype), draft.hidden_size
     first, share = first_head(placement, placement.kv_heads, member), kv_share(placement, placement.kv_heads, member)
     units, leader, layers = share_range(placement.mlp_units, member), member == 0, []
     for layer in range(draft.num_layers):
-        of_layer = _draft(dtype, f"{DRAFT_PREFIX}layers.{layer}.")
-        norms, attention = _draft_attention(of_layer, draft, layer, first, share, leader)
-        mlp = _mlp(of_layer, hidden, draft.mlp, units, leader)
+        of_layer = draft_maker(dtype, f"{DRAFT_PREFIX}layers.{layer}.")
+        norms, attention = draft_attention(of_layer, draft, layer, first, share, leader)
+        mlp = mlp_slots(of_layer, hidden, draft.mlp, units, leader)
         layers.append(
             LayerSlots(norms=norms, attention=attention, mlp=mlp, attention_output_norm=None, mlp_output_norm=None)
         )
 
     def table(name: str, shares: tuple[int, ...] | None) -> TableRows | None:
-        return None if shares is None else _whole(_draft_table(make, model, draft, name, share_range(shares, member)))
+        return None if shares is None else _whole(draft_table(make, model, draft, name, share_range(shares, member)))
 
     return dataclasses.replace(
-        _draft_fixed(make, draft),
+        draft_fixed(make, draft),
         embed=table("embed.weight", placement.embed_rows),
         layers=tuple(layers),
         head=table("head.weight", placement.head_rows),
     )
 
 
-def _draft_fixed(make: _Maker, draft: Draft) -> DraftSlots:
+def draft_fixed(make: Maker, draft: Draft) -> DraftSlots:
     """Return the slots that every device of the drafter's group has whole."""
     hidden, eagle3 = draft.hidden_size, draft.kind == "eagle3"
-    numbers = _Maker(prefix=make.prefix, source="draft", dtype="I64")
+    numbers = Maker(prefix=make.prefix, source="draft", dtype="I64")
     return DraftSlots(
         rope=draft_rope_slot(draft),
         embed=None,
@@ -465,7 +221,7 @@ def _draft_fixed(make: _Maker, draft: Draft) -> DraftSlots:
     )
 
 
-def _fc_norm(make: _Maker, draft: Draft) -> SlotSpec | None:
+def _fc_norm(make: Maker, draft: Draft) -> SlotSpec | None:
     """Return the slot of the norms before ``fc``, those of the aux layers one behind the other."""
     if draft.fc_norm is None:
         return None
@@ -475,7 +231,7 @@ def _fc_norm(make: _Maker, draft: Draft) -> SlotSpec | None:
     return make.stacked("fc_norm.weight", [(f"fc_norm.{i}.weight", whole) for i in range(len(draft.aux_layers))], None)
 
 
-def _draft_table(make: _Maker, model: Model, draft: Draft, name: str, rows: Range) -> MatrixSlots | None:
+def draft_table(make: Maker, model: Model, draft: Draft, name: str, rows: Range) -> MatrixSlots | None:
     """Return the slots of rows of the drafter's embedding or lm_head, which may be the base's tensor."""
     if rows[1] == rows[0]:
         return None
@@ -490,9 +246,6 @@ def _draft_table(make: _Maker, model: Model, draft: Draft, name: str, rows: Rang
         pieces=(piece,),
     )
     return matrix(values, form)
-
-
-# ---- slots of a device ----
 
 
 def base_slots(plan: Plan, device_id: str) -> BaseSlots:
@@ -539,85 +292,3 @@ def device_slots(plan: Plan, device_id: str) -> tuple[SlotSpec, ...]:
 def _rows(split: VocabSplit, device_id: str) -> Range:
     """Return the rows of a table that a device has; (0, 0) where it is not in the table's group."""
     return share_range(split.rows, split.devices.index(device_id)) if device_id in split.devices else (0, 0)
-
-
-# ---- bytes, with the filler behind each slot ----
-
-
-def _total(slots: Iterable[SlotSpec | None]) -> int:
-    return sum(align(slot.nbytes) for slot in slots if slot is not None)
-
-
-def _table_bytes(table: MatrixSlots | None) -> int:
-    return 0 if table is None else _total(table.listed)
-
-
-@cache
-def attention_bytes(model: Model, dtype: DType, layer_class: LayerClass, share: KvShare, leader: bool) -> int:
-    """Bytes of the attention slots, with their norms, of one layer on a device with a share of its KV."""
-    make = _base(dtype)
-    norms, attention = _base_attention(make, model, layer_class.attention, 0, share, leader)
-    return _total((*norms, *attention.listed, _output_norm(make, model, "norm.weight")))
-
-
-@cache
-def mlp_bytes(model: Model, dtype: DType, layer_class: LayerClass, mlp_units: int, leader: bool) -> int:
-    """Bytes of the MLP slots, with their norms, of one layer on a device with ``mlp_units`` units."""
-    make = _base(dtype)
-    mlp = _base_mlp(make, model, layer_class.mlp, (0, mlp_units), leader)
-    return _total((*mlp.listed, _output_norm(make, model, "norm.weight")))
-
-
-def embed_bytes(model: Model, dtype: DType, rows: int) -> int:
-    """Bytes of ``rows`` rows of the embedding table."""
-    return _table_bytes(embed_slots(model, (0, rows), dtype))
-
-
-def lm_head_bytes(model: Model, dtype: DType, rows: int) -> int:
-    """Bytes of ``rows`` rows of the lm_head that are not the embedding's."""
-    return _table_bytes(lm_head_table(model, (0, rows), dtype))
-
-
-def norm_bytes(model: Model, dtype: DType) -> int:
-    """Bytes of the final norm, on each device of the lm_head."""
-    return _total([final_norm_slot(model, dtype)])
-
-
-def rope_bytes(model: Model) -> int:
-    """Bytes of the rotary tables, on each device with layers."""
-    return _total(rope_slots(model))
-
-
-@cache
-def draft_attention_bytes(draft: Draft, dtype: DType, share: KvShare, leader: bool) -> int:
-    """Bytes of the attention slots, with their norms, of all layers of the drafter for a share of its KV."""
-    layers = [_draft_attention(_draft(dtype), draft, layer, 0, share, leader) for layer in range(draft.num_layers)]
-    return sum(_total((*norms, *attention.listed)) for norms, attention in layers)
-
-
-@cache
-def draft_mlp_bytes(draft: Draft, dtype: DType, mlp_units: int, leader: bool) -> int:
-    """Bytes of the MLP slots, with their norms, of all layers of the drafter."""
-    return draft.num_layers * _total(_mlp(_draft(dtype), draft.hidden_size, draft.mlp, (0, mlp_units), leader).listed)
-
-
-@cache
-def draft_fixed_bytes(draft: Draft, dtype: DType) -> int:
-    """Bytes that each device of the drafter's group has whole: rotary frequencies, fc, final norm, d2t."""
-    return _total(_draft_fixed(_draft(dtype), draft).listed)
-
-
-def draft_embed_bytes(model: Model, draft: Draft, dtype: DType, rows: int) -> int:
-    """Bytes of ``rows`` rows of the drafter's embedding table, or of the base's."""
-    return _table_bytes(_draft_table(_draft(dtype), model, draft, "embed.weight", (0, rows)))
-
-
-def draft_lm_head_bytes(model: Model, draft: Draft, dtype: DType, rows: int) -> int:
-    """Bytes of ``rows`` rows of the drafter's lm_head, or of the base's."""
-    return _table_bytes(_draft_table(_draft(dtype), model, draft, "head.weight", (0, rows)))
-
-
-def weights_bytes(plan: Plan, device_id: str) -> tuple[int, int]:
-    """Return the bytes of a device's slots, with their fillers: of the base, and of the drafter."""
-    drafter = draft_slots(plan, device_id)
-    return _total(base_slots(plan, device_id).listed), 0 if drafter is None else _total(drafter.listed)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from planner.costs import memory
-from plans import slots
+from plans import slot_bytes
 from plans.check import group_transport, hop_transport, require
 from plans.check_inputs import natural_key
 from plans.schema import (
@@ -390,7 +390,7 @@ def with_transports(plan: Plan) -> Plan:
 def _with_memory(plan: Plan) -> Plan:
     """Set the memory of each device to the bytes that the planner counts."""
     lines = tuple(
-        memory.device_memory(plan, device.id, *slots.weights_bytes(plan, device.id)) for device in plan.devices
+        memory.device_memory(plan, device.id, *slot_bytes.weights_bytes(plan, device.id)) for device in plan.devices
     )
     free = min(device.capacity_bytes - line.planned_bytes for device, line in zip(plan.devices, lines, strict=True))
     assert free >= 0, "the plan does not fit its devices: give larger ones"

@@ -18,7 +18,7 @@ from planner.images.compile import CompileReport, RoundingReport
 from plans import codec
 from plans.artifact import is_filler
 from plans.format import format_bytes
-from plans.slots import DRAFT_PREFIX
+from plans.share_slots import DRAFT_PREFIX
 
 
 def run(

@@ -1,6 +1,6 @@
 """Bytes of shares: exact where a share is listed, an affine upper bound where the solver divides freely.
 
-Slots are counted by :mod:`plans.slots`, everything that the runtime allocates beside them by
+Slots are counted by :mod:`plans.slot_bytes`, everything that the runtime allocates beside them by
 :mod:`plans.buffers`.
 """
 
@@ -10,7 +10,7 @@ from functools import partial
 
 from planner.costs.coded import order_bytes, stored_bytes
 from planner.integers import ceil_div
-from plans import slots
+from plans import slot_bytes
 from plans.artifact import ALIGNMENT_BYTES
 from plans.buffers import Buffer, device_terms
 from plans.dtypes import DTYPE_BYTES
@@ -63,14 +63,14 @@ def layer_mlp(model: Model, dtype: DType, layer_class: LayerClass, leader: bool)
     ordered = order_bytes(mlp.gate_up_format, model.hidden_size)
     sliced += (2 if mlp.shared_size else 1) * (ordered > 0)
     once = (mlp.num_experts + bool(mlp.shared_size)) * (_whole_bytes(mlp, model.hidden_size) + ordered)
-    return affine(lambda n: slots.mlp_bytes(model, dtype, layer_class, n, leader), mlp.units, slope, sliced, once)
+    return affine(lambda n: slot_bytes.mlp_bytes(model, dtype, layer_class, n, leader), mlp.units, slope, sliced, once)
 
 
 def draft_mlp(draft: Draft, dtype: DType, leader: bool) -> Affine:
     """Bound the slots of the MLPs of all layers of the drafter, in units of one layer."""
     slope = draft.num_layers * _unit_bytes(draft.mlp, draft.hidden_size, dtype)
     aligned = 3 * draft.num_layers
-    return affine(lambda n: slots.draft_mlp_bytes(draft, dtype, n, leader), draft.mlp.units, slope, aligned)
+    return affine(lambda n: slot_bytes.draft_mlp_bytes(draft, dtype, n, leader), draft.mlp.units, slope, aligned)
 
 
 def table(exact: Callable[[int], int], rows: int, width: int, dtype: DType, form: WeightFormat | None) -> Affine:

@@ -17,7 +17,7 @@ from planner.costs.coded import order_bytes, read_bytes
 from planner.costs.fixed_work import CAPTURED, Kernels
 from planner.costs.roofline import SCORE_DIM_FLOPS, Tier, all_gather_ns, all_reduce_ns, share_ps, touched_bytes
 from planner.integers import PS_PER_NS, ceil_div
-from plans import slots
+from plans import slot_bytes
 from plans.buffers import (
     Buffer,
     draft_buffers,
@@ -251,7 +251,7 @@ class BaseShares:
 
         def count(kind: int, share: KvShare, leader: bool) -> int:
             layers, dtype = self.kinds[kind], self.options.dtype
-            weights = slots.attention_bytes(self.model, dtype, layers, share, leader)
+            weights = slot_bytes.attention_bytes(self.model, dtype, layers, share, leader)
             whole = memory.layer_mlp(self.model, dtype, layers, leader).fixed
             return weights + whole + kv_bytes(self.options, layers.attention, share)
 
@@ -287,7 +287,9 @@ class BaseShares:
                     self.model, self.draft, options, share=share, mlp_units=units, group_size=group_size, gpu=gpu
                 )
 
-            return slots.rope_bytes(self.model) + memory.total(_buffers(buffers, self.options, _captured(share, gpu)))
+            return slot_bytes.rope_bytes(self.model) + memory.total(
+                _buffers(buffers, self.options, _captured(share, gpu))
+            )
 
         return cache(count)
 
@@ -296,7 +298,7 @@ class BaseShares:
     @cached_property
     def embed_table(self) -> memory.Affine:
         """Rows of the embedding table."""
-        return self._table(slots.embed_bytes, self.model.embed_format)
+        return self._table(slot_bytes.embed_bytes, self.model.embed_format)
 
     @cached_property
     def embed_bytes(self) -> Callable[[int, bool], int]:
@@ -316,7 +318,7 @@ class BaseShares:
     @cached_property
     def head_table(self) -> memory.Affine:
         """Rows of the lm_head."""
-        return self._table(slots.lm_head_bytes, self.model.head_format)
+        return self._table(slot_bytes.lm_head_bytes, self.model.head_format)
 
     def _table(self, nbytes: Callable[[Model, DType, int], int], form: WeightFormat | None) -> memory.Affine:
         """Return the bound of the rows of a vocabulary table; ``nbytes``: those of a number of rows, exactly."""
@@ -344,7 +346,7 @@ class BaseShares:
                     gpu=gpu,
                 )
 
-            fixed = self.head_table.fixed + slots.norm_bytes(model, options.dtype)
+            fixed = self.head_table.fixed + slot_bytes.norm_bytes(model, options.dtype)
             return memory.with_rows(
                 fixed, lambda rows: _buffers(lambda own: buffers(own, rows), options, gpu), model.vocab_size
             )
@@ -451,7 +453,7 @@ class DraftShares:
         """
 
         def count(share: KvShare, leader: bool, group_size: int, gpu: bool) -> int:
-            weights = slots.draft_attention_bytes(self.draft, self.options.dtype, share, leader)
+            weights = slot_bytes.draft_attention_bytes(self.draft, self.options.dtype, share, leader)
             cached = draft_kv_bytes(self.options, self.draft, share)
             own = self._buffer_bytes(dataclasses.replace(share, part=0), group_size, gpu)  # the same for all parts
             return weights + self._whole_bytes(leader) + own + cached
@@ -465,7 +467,7 @@ class DraftShares:
 
         def count(leader: bool) -> int:
             tables = self.embed.fixed + self.head.fixed
-            return memory.draft_mlp(draft, dtype, leader).fixed + slots.draft_fixed_bytes(draft, dtype) + tables
+            return memory.draft_mlp(draft, dtype, leader).fixed + slot_bytes.draft_fixed_bytes(draft, dtype) + tables
 
         return cache(count)
 
@@ -495,7 +497,7 @@ class DraftShares:
     def embed(self) -> memory.Affine:
         model, draft, dtype = self.model, self.draft, self.options.dtype
         return memory.table(
-            lambda n: slots.draft_embed_bytes(model, draft, dtype, n),
+            lambda n: slot_bytes.draft_embed_bytes(model, draft, dtype, n),
             model.vocab_size,
             draft.hidden_size,
             dtype,
@@ -506,7 +508,7 @@ class DraftShares:
     def head(self) -> memory.Affine:
         model, draft, dtype = self.model, self.draft, self.options.dtype
         return memory.table(
-            lambda n: slots.draft_lm_head_bytes(model, draft, dtype, n),
+            lambda n: slot_bytes.draft_lm_head_bytes(model, draft, dtype, n),
             draft.draft_vocab_size,
             draft.hidden_size,
             dtype,

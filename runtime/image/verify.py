@@ -27,8 +27,9 @@ from plans.files import open_inside
 from plans.ranges import length
 from plans.safetensors_header import PREFIX_BYTES, Header, HeaderError, TensorEntry, header_length, parse_header
 from plans.schema import Plan, PlanError
+from plans.share_slots import ORDER_DTYPE
 from plans.slot_records import SlotSpec
-from plans.slots import ORDER_DTYPE, TOKEN_MAP, device_slots
+from plans.slots import TOKEN_MAP, device_slots
 from runtime.errors import ImageDamaged, ImageForeign, ImageMissing, ImageTruncated
 from runtime.image.lease import guard
 from runtime.image.transfer import hash_file, hash_mapped, read

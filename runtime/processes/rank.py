@@ -21,7 +21,7 @@ from plans.buffers import OUTBOX
 from plans.graphs import POOL, captures
 from plans.quantized import has_codes
 from plans.schema import MEMORY_TERMS, Plan
-from plans.slots import DRAFT_PREFIX
+from plans.share_slots import DRAFT_PREFIX
 from plans.step import accept_rows
 from runtime.comm.groups import Comm
 from runtime.comm.meeting import Rendezvous, connect

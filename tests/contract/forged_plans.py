@@ -29,7 +29,7 @@ import torch
 from blake3 import blake3
 
 from planner.costs import memory
-from plans import codec, slots
+from plans import codec, slot_bytes, slots
 from plans.artifact import Image, Images, Source, Sources, abi_of, align, dump_images, filler_name, image_metadata
 from plans.check import check, load
 from plans.dtypes import HEADER_NAMES
@@ -515,7 +515,7 @@ def completed(plan: Plan) -> Plan:
     plan = with_transports(plan)
     lines = []
     for device in plan.devices:
-        lines.append(memory.device_memory(plan, device.id, *slots.weights_bytes(plan, device.id)))
+        lines.append(memory.device_memory(plan, device.id, *slot_bytes.weights_bytes(plan, device.id)))
     free = min(device.capacity_bytes - line.planned_bytes for device, line in zip(plan.devices, lines, strict=True))
     proof = dataclasses.replace(plan.proof, min_free_bytes=max(0, free))
     return dataclasses.replace(plan, memory=tuple(lines), proof=proof)

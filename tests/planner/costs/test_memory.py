@@ -13,7 +13,7 @@ from planner.problem.formulate import Formulation
 from planner.solver.certify import certify, devices_in_use
 from planner.solver.minimise import Settings
 from planner.solver.solve import solve
-from plans import slots
+from plans import slot_bytes
 from plans.artifact import ALIGNMENT_BYTES
 from plans.buffers import OUTBOX, Buffer, device_buffers, lm_head_buffers, with_graph_pool
 from plans.dtypes import DTYPE_BYTES
@@ -34,7 +34,7 @@ def test_mlp_bounds_hold_for_any_sizes(sizes: tuple[int, int, int], bias: bool, 
     (layer,) = model.layers
     assert layer.mlp.units == units
     bound = memory.layer_mlp(model, dtype, layer, leader)
-    _holds(bound, [slots.mlp_bytes(model, dtype, layer, n, leader) for n in range(units + 1)], slack_slots=4)
+    _holds(bound, [slot_bytes.mlp_bytes(model, dtype, layer, n, leader) for n in range(units + 1)], slack_slots=4)
 
 
 @settings(max_examples=40, deadline=None)
@@ -44,7 +44,9 @@ def test_draft_mlp_bounds_hold(sizes: tuple[int, int, int], layers: int, leader:
     model = make_model(num_layers=8, hidden_size=hidden, intermediate_size=units * unit, unit=unit)
     draft = make_draft(model, kind="eagle", num_layers=layers)
     bound = memory.draft_mlp(draft, dtype, leader)
-    _holds(bound, [slots.draft_mlp_bytes(draft, dtype, n, leader) for n in range(units + 1)], slack_slots=4 * layers)
+    _holds(
+        bound, [slot_bytes.draft_mlp_bytes(draft, dtype, n, leader) for n in range(units + 1)], slack_slots=4 * layers
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -59,11 +61,11 @@ def test_table_bounds_hold(hidden: int, vocab: int, dtype: DType, tied: bool, he
     reading = make_draft(deep, kind="eagle")  # the base's tables
     of_embed, count = form if tied else None, 1 if form is None else 2 + form.zeros
     for exact, own in (
-        (lambda n: slots.embed_bytes(model, dtype, n), of_embed),
-        (lambda n: slots.lm_head_bytes(model, dtype, n), form),
-        (lambda n: slots.draft_lm_head_bytes(model, draft, dtype, n), None),
-        (lambda n: slots.draft_embed_bytes(model, reading, dtype, n), of_embed),
-        (lambda n: slots.draft_lm_head_bytes(model, reading, dtype, n), form),
+        (lambda n: slot_bytes.embed_bytes(model, dtype, n), of_embed),
+        (lambda n: slot_bytes.lm_head_bytes(model, dtype, n), form),
+        (lambda n: slot_bytes.draft_lm_head_bytes(model, draft, dtype, n), None),
+        (lambda n: slot_bytes.draft_embed_bytes(model, reading, dtype, n), of_embed),
+        (lambda n: slot_bytes.draft_lm_head_bytes(model, reading, dtype, n), form),
     ):
         bound = memory.table(exact, vocab, hidden, dtype, own)
         _holds(bound, [exact(n) for n in range(vocab + 1)], slack_slots=count)
@@ -101,7 +103,9 @@ def test_head_bounds_hold_with_their_buffers(
     shares = BaseShares(model=model, draft=None, options=options)
     fixed, slope = shares.head_bytes(group, gpu).fixed, shares.head_table.slope + shares.head_bytes(group, gpu).slope
     for n in range(vocab + 1):
-        exact = slots.lm_head_bytes(model, dtype, n) + slots.norm_bytes(model, dtype) + memory.total(buffers(n))
+        exact = (
+            slot_bytes.lm_head_bytes(model, dtype, n) + slot_bytes.norm_bytes(model, dtype) + memory.total(buffers(n))
+        )
         assert fixed + n * slope >= exact
 
 
@@ -115,7 +119,7 @@ def test_aligned_shares_are_counted_exactly() -> None:
     (layer,) = model.layers
     bound = memory.layer_mlp(model, "bfloat16", layer, True)
     assert [bound.fixed + n * bound.slope for n in range(9)] == [
-        slots.mlp_bytes(model, "bfloat16", layer, n, True) for n in range(9)
+        slot_bytes.mlp_bytes(model, "bfloat16", layer, n, True) for n in range(9)
     ]
 
 
@@ -140,4 +144,4 @@ def test_planned_bytes_are_at_most_the_bytes_in_the_solver(data, head) -> None:
         room = problem_of.problem.capacity_bytes[index]
         assert line.planned_bytes - outbox <= certificate.load_bytes[index] <= room
         assert outbox <= plan.device(line.device).capacity_bytes - room
-        assert (line.weights_bytes, line.draft_weights_bytes) == slots.weights_bytes(plan, line.device)
+        assert (line.weights_bytes, line.draft_weights_bytes) == slot_bytes.weights_bytes(plan, line.device)

@@ -21,7 +21,7 @@ from planner.costs.shares import (
     unit_work,
 )
 from planner.images import layout
-from plans import slots
+from plans import slot_bytes
 from plans.buffers import draft_kv_bytes
 from plans.kv import KvShare
 from plans.schema import KvAxis, Link, Router, Tree
@@ -108,7 +108,7 @@ def test_the_drafter_reads_its_weights_in_each_pass(head: Any) -> None:
     assert shares.read_rows == (1, options.tree.top_k)
     heads = share(draft.attention.num_kv_heads)
     norms = {"eagle3": 2, "eagle1": 0}[head] * draft.num_layers * layout.align(4 * draft.hidden_size)
-    weights = slots.draft_attention_bytes(draft, options.dtype, heads, False) - norms
+    weights = slot_bytes.draft_attention_bytes(draft, options.dtype, heads, False) - norms
     fc = draft.hidden_size * (3 * formulated.model.hidden_size if head == "eagle3" else 2 * draft.hidden_size)
     assert shares.attention(0, heads).traffic_bytes == weights + draft_kv_bytes(options, draft, heads) + 4 * fc
     again = shares.attention(1, heads).traffic_bytes

@@ -13,7 +13,7 @@ from planner.costs import memory
 from planner.families import BaseInput, inputs_of, load_base, within
 from planner.images import stream
 from planner.images.compile import compile_plan
-from plans import codec, slots, weights
+from plans import codec, slot_bytes, slots, weights
 from plans.schema import DType, Plan, Run
 from plans.step import layer_class
 from tests.plan_factory import Group, make_plan
@@ -184,5 +184,5 @@ def test_bounds_of_expert_bytes_hold(tmp_path: Path, family: str, dtype: Any) ->
         for leader in (True, False):
             bound = memory.layer_mlp(base.model, dtype, layers, leader)
             for units in range(layers.mlp.units + 1):
-                exact = slots.mlp_bytes(base.model, dtype, layers, units, leader)
+                exact = slot_bytes.mlp_bytes(base.model, dtype, layers, units, leader)
                 assert exact <= bound.fixed + bound.slope * units <= exact + 4 * 256

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from planner.families import Source
 from planner.images import layout
 from planner.images.layout import Slot
-from plans import slots
+from plans import slot_bytes, slots
 from plans.artifact import ALIGNMENT_BYTES, PAGE_BYTES, align
 from plans.diff import moved_bytes
 from plans.kv import KvShare, kv_shares, whole_heads
@@ -36,8 +36,8 @@ def experts(slot: SlotSpec) -> Sequence[int | None]:
 
 
 def layer_bytes(model: Model, dtype: DType, layer_class: LayerClass, share: KvShare, units: int, leader: bool) -> int:
-    attention = slots.attention_bytes(model, dtype, layer_class, share, leader)
-    return attention + slots.mlp_bytes(model, dtype, layer_class, units, leader)
+    attention = slot_bytes.attention_bytes(model, dtype, layer_class, share, leader)
+    return attention + slot_bytes.mlp_bytes(model, dtype, layer_class, units, leader)
 
 
 def named(listed: tuple[Slot, ...]) -> list[str]:
@@ -106,7 +106,9 @@ def test_rows_of_a_tied_table_are_in_one_slot(
             name: (span,) for name, span in tables.items()
         }
     separate = make_plan(untied, groups, embed_rows=embed_rows, head_rows=head_rows)
-    saved = sum(slots.weights_bytes(separate, device)[0] - slots.weights_bytes(plan, device)[0] for device in "ab")
+    saved = sum(
+        slot_bytes.weights_bytes(separate, device)[0] - slot_bytes.weights_bytes(plan, device)[0] for device in "ab"
+    )
     kept = sum(stop - start for tables in expected.values() for start, stop in tables.values())
     assert saved == (100 - kept) * 4 * untied.hidden_size
 
@@ -235,29 +237,29 @@ def test_bytes_of_shares_add_up_to_the_device(plan: Plan) -> None:
     model, dtype, layer_class = plan.model, plan.options.dtype, plan.model.layers[0]
     for part in plan.stages:
         for member, device in enumerate(part.devices):
-            total = slots.rope_bytes(model) + table_bytes(plan, device)
+            total = slot_bytes.rope_bytes(model) + table_bytes(plan, device)
             for run in part.runs:
                 share, units, leader = whole_heads(run.kv_heads[member]), run.mlp_units[member], member == 0
                 total += run.num_layers * layer_bytes(model, dtype, layer_class, share, units, leader)
-            assert slots.weights_bytes(plan, device)[0] == total
+            assert slot_bytes.weights_bytes(plan, device)[0] == total
     for device in ("e0", "e1"):
-        assert slots.weights_bytes(plan, device)[0] == table_bytes(plan, device)
+        assert slot_bytes.weights_bytes(plan, device)[0] == table_bytes(plan, device)
     draft, place = plan.draft, plan.draft_placement
     if draft is not None and place is not None:
         for member, device in enumerate(place.devices):
-            total = slots.draft_fixed_bytes(draft, dtype)
+            total = slot_bytes.draft_fixed_bytes(draft, dtype)
             share = kv_shares(place, place.kv_heads)[member]
-            total += slots.draft_attention_bytes(draft, dtype, share, member == 0)
-            total += slots.draft_mlp_bytes(draft, dtype, place.mlp_units[member], member == 0)
+            total += slot_bytes.draft_attention_bytes(draft, dtype, share, member == 0)
+            total += slot_bytes.draft_mlp_bytes(draft, dtype, place.mlp_units[member], member == 0)
             if place.embed_rows and (
                 draft.own_embedding or not is_within(place.embed_rows, member, plan.embed, device)
             ):
-                total += slots.draft_embed_bytes(model, draft, dtype, place.embed_rows[member])
+                total += slot_bytes.draft_embed_bytes(model, draft, dtype, place.embed_rows[member])
             if place.head_rows and (
                 draft.kind == "eagle3" or not is_within(place.head_rows, member, plan.head, device)
             ):
-                total += slots.draft_lm_head_bytes(model, draft, dtype, place.head_rows[member])
-            assert slots.weights_bytes(plan, device)[1] == total
+                total += slot_bytes.draft_lm_head_bytes(model, draft, dtype, place.head_rows[member])
+            assert slot_bytes.weights_bytes(plan, device)[1] == total
 
 
 def is_within(rows: tuple[int, ...], member: int, table: VocabSplit, device: str) -> bool:
@@ -299,9 +301,9 @@ def test_planned_and_moved_bytes_of_shared_kv_heads_are_those_of_the_slots(axis:
         listed = slots_of(plan, device)
         assert moved[device] == sum(slot.nbytes for slot in listed if not slot.name.startswith("_pad."))
         layers, leader = model.layers[0], member == 0
-        expected = slots.rope_bytes(model) + table_bytes(plan, device)
+        expected = slot_bytes.rope_bytes(model) + table_bytes(plan, device)
         expected += 3 * layer_bytes(model, "float32", layers, share, run.mlp_units[member], leader)
-        assert layout.data_bytes(listed) == expected == slots.weights_bytes(plan, device)[0]
+        assert layout.data_bytes(listed) == expected == slot_bytes.weights_bytes(plan, device)[0]
         total += sum(slot.shape[1] for slot in listed if slot.name == "layers.0.o.weight")
     copies = parts if axis == "batch" else 1
     assert total == 12 * queries_per_kv_head * (1 + 2 * copies), "columns of o are divided, except if the axis is batch"
@@ -330,10 +332,10 @@ def test_moved_bytes_of_experts_and_of_two_layer_classes_are_those_of_the_slots(
 def table_bytes(plan: Plan, device: str) -> int:
     model, dtype, total = plan.model, plan.options.dtype, 0
     if device in plan.embed.devices:
-        total += slots.embed_bytes(model, dtype, plan.embed.rows[plan.embed.devices.index(device)])
+        total += slot_bytes.embed_bytes(model, dtype, plan.embed.rows[plan.embed.devices.index(device)])
     if device in plan.head.devices:
-        total += slots.norm_bytes(model, dtype)
-        total += slots.lm_head_bytes(model, dtype, plan.head.rows[plan.head.devices.index(device)])
+        total += slot_bytes.norm_bytes(model, dtype)
+        total += slot_bytes.lm_head_bytes(model, dtype, plan.head.rows[plan.head.devices.index(device)])
     return total
 
 

@@ -19,7 +19,7 @@ from planner.problem.machine import Module
 from planner.solver.minimise import Settings
 from planner.solver.problem import Group, Problem, Receive, Split
 from planner.solver.solve import solve
-from plans import slots
+from plans import slot_bytes
 from plans.buffers import kv_bytes
 from plans.kv import KvShare, whole_heads
 from plans.schema import KvAxis, LayerClass, Pin, Strategy
@@ -120,7 +120,7 @@ def test_splits_have_exact_bytes(case: str) -> None:
         for split in group.splits[0]:
             for j, (heads, (m, part)) in enumerate(zip(split.shares, sites, strict=True)):
                 share = KvShare(heads=heads, axis=division.axis, parts=m, part=part)
-                exact = slots.attention_bytes(formulated.model, dtype, layers, share, j == 0)
+                exact = slot_bytes.attention_bytes(formulated.model, dtype, layers, share, j == 0)
                 exact += layer_mlp(formulated.model, dtype, layers, j == 0).fixed
                 assert split.bytes[j] == exact + kv_bytes(formulated.options, layers.attention, share)
 
@@ -132,7 +132,7 @@ def test_a_single_device_takes_the_time_of_its_memory_traffic() -> None:
     ((split,),) = alone.splits
     device = formulated.machine.inventory.devices[0]
     share = whole_heads(layers.attention.num_kv_heads)
-    traffic = slots.attention_bytes(formulated.model, "float32", layers, share, True) - 192 * 4
+    traffic = slot_bytes.attention_bytes(formulated.model, "float32", layers, share, True) - 192 * 4
     cached = kv_bytes(formulated.options, layers.attention, share)
     assert split.ns >= device.overhead_ns + share_ns(device, traffic + cached, 0)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from planner.families import BaseInput, load_base
-from plans.slots import weights_bytes
+from plans.slot_bytes import weights_bytes
 from tests.plan_factory import make_plan, whole_group
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
