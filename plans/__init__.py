@@ -3,6 +3,7 @@
     schema     records of a plan, every field with its unit      slots         slot table of an image
     codec      canonical YAML of records, and its digest         slot_records  the records of that table
     share_slots   slots of a share of one block               slot_bytes    bytes of slots, with fillers
+    layer_buffers  those of layers; caches: KV caches         buffer        one entry of the table of buffers
     check      invariants of the placement in a plan             weights       tensor parts on each device, moved bytes
     check_inputs  those of inputs, options and inventory         buffers       memory beside the weights
     check_model   those of model and drafter                     violations    what is found, and how it is shown

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from plans import codec
-from plans.buffers import TERMS, device_terms
+from plans.buffer import TERMS
+from plans.buffers import device_terms
 from plans.check_inputs import ROUNDING_PPM, check_facts
 from plans.check_model import is_pattern
 from plans.kv import KvDivision, kv_division

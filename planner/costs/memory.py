@@ -12,7 +12,8 @@ from planner.costs.coded import order_bytes, stored_bytes
 from planner.integers import ceil_div
 from plans import slot_bytes
 from plans.artifact import ALIGNMENT_BYTES
-from plans.buffers import Buffer, device_terms
+from plans.buffer import Buffer
+from plans.buffers import device_terms
 from plans.dtypes import DTYPE_BYTES
 from plans.schema import DeviceMemory, Draft, DType, LayerClass, Mlp, Model, Plan, WeightFormat
 from plans.step import ALIGN_BYTES

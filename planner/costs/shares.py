@@ -18,16 +18,9 @@ from planner.costs.fixed_work import CAPTURED, Kernels
 from planner.costs.roofline import SCORE_DIM_FLOPS, Tier, all_gather_ns, all_reduce_ns, share_ps, touched_bytes
 from planner.integers import PS_PER_NS, ceil_div
 from plans import slot_bytes
-from plans.buffers import (
-    Buffer,
-    draft_buffers,
-    draft_kv_bytes,
-    embed_buffers,
-    kv_bytes,
-    lm_head_buffers,
-    stage_buffers,
-    with_graph_pool,
-)
+from plans.buffer import Buffer
+from plans.buffers import draft_buffers, embed_buffers, lm_head_buffers, stage_buffers, with_graph_pool
+from plans.caches import draft_kv_bytes, kv_bytes
 from plans.dtypes import DTYPE_BYTES
 from plans.kv import KvShare, part_range, query_heads
 from plans.quantized import draft_embed_format, draft_head_format, held_columns, share_format

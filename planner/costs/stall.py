@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from planner.costs.shares import Pass, Work, attention_work, router_work, rows_work, unit_work
 from planner.costs.topology import machines_of, together
 from planner.integers import ceil_div
-from plans.buffers import kv_bytes
+from plans.caches import kv_bytes
 from plans.dtypes import DTYPE_BYTES
 from plans.kv import kv_shares
 from plans.schema import Device, Plan, Stage

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from plans.buffers import TERMS, Buffer, Term, device_buffers
+from plans.buffer import TERMS, Buffer, Term
+from plans.buffers import device_buffers
 from plans.schema import Plan
 from runtime.image.dtypes import DTYPES
 

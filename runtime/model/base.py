@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plans.buffers import CachedLayers, bias_name, caches_of
+from plans.caches import CachedLayers, caches_of
 from plans.kv import kv_shares
+from plans.layer_buffers import bias_name
 from plans.rotary import table_of
 from plans.schema import Model, Plan, Stage
 from plans.slot_records import LayerSlots, SlotSpec

@@ -5,7 +5,7 @@
 
 Shapes depend on W · e alone, not on which experts are chosen, and only experts with rows are read. On a GPU, where the
 host waits for nothing, these are the kernels of ``triton_kernels``, 7 for plain experts with the router's. Letters as
-in ``layers``. Temporaries are bounded by `scratch.mlp` in plans/buffers.py.
+in ``layers``. Temporaries are bounded by `scratch.mlp` in plans/layer_buffers.py.
 """
 
 from dataclasses import dataclass

@@ -11,8 +11,8 @@ Letters of shapes, here and in the other modules of this package:
     V  vocabulary; v  rows of the lm_head of this device
 
 Weights are bound transposed, as views of the image; nothing is copied. The temporaries of an attention are bounded by
-`scratch.attention` and `scratch.bias` in plans/buffers.py, with a cache of another dtype also by `scratch.stored`,
-`scratch.kv`, `scratch.merge` and `scratch.weights`; those of an MLP by `scratch.mlp`, and what members without
+`scratch.attention` and `scratch.bias` in plans/layer_buffers.py, with a cache of another dtype also by
+`scratch.stored`, `scratch.kv`, `scratch.merge` and `scratch.weights`; those of an MLP by `scratch.mlp`, and what members without
 layers of their own bring to a sum by `scratch.reduce`.
 """
 

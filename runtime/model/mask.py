@@ -46,7 +46,7 @@ def splits_of(cache_rows: int, rows: int, most_rows: int) -> int:
     """Return the splits in which ``rows`` rows attend to a cache, where a forward has ``most_rows`` rows at most.
 
     The partial results of all splits then take no more than the results of ``most_rows`` rows in float32
-    (`scratch.attention` in plans/buffers.py). It follows from the plan alone.
+    (`scratch.attention` in plans/layer_buffers.py). It follows from the plan alone.
     """
     return max(1, min(SPLITS, most_rows // max(1, rows), -(-cache_rows // SPLIT_ROWS)))
 

@@ -345,8 +345,8 @@ def _attend_fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, scale: float
     """Run torch's fused kernel of a CPU by its name, so that no other can be chosen; return the output and the
     log-sum-exp of each row's scores.
 
-    ``q`` [X, Y, n, D], ``k`` and ``v`` [X, Y, t, D], ``bias`` [X, Y, n, t]. `scratch.attention` in plans/buffers.py
-    bounds its temporaries.
+    ``q`` [X, Y, n, D], ``k`` and ``v`` [X, Y, t, D], ``bias`` [X, Y, n, t]. Its temporaries are bounded by
+    `scratch.attention` in plans/layer_buffers.py.
     """
     out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias, scale=scale)
     return out, log_sum

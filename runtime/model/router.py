@@ -4,7 +4,7 @@
                               └────────────────────── weights: the scores of those ── / sum ── * scale ◄──┘
 
 Every device has the whole router, so that all of them pick the same experts. Letters as in ``layers``. Temporaries are
-bounded by `scratch.router` in plans/buffers.py.
+bounded by `scratch.router` in plans/layer_buffers.py.
 """
 
 from dataclasses import dataclass

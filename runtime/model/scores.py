@@ -9,7 +9,7 @@ Blocks are of SCORE_COLUMNS rows of the cache, in float32, with a running maximu
     M' = max(M, max of scores)                  S' = S exp(M - M') + sum of exp(scores - M')
     out' = out exp(M - M') + exp(scores - M') · v
 
-Letters as in ``layers``. Temporaries are bounded by `scratch.scores` and `scratch.columns` in plans/buffers.py.
+Letters as in ``layers``. Temporaries are bounded by `scratch.scores` and `scratch.columns` in plans/layer_buffers.py.
 """
 
 from dataclasses import dataclass

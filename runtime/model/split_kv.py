@@ -8,7 +8,7 @@ By context each member computes out / S over its positions and the logarithm of 
 these; the result is their average by weight, of which a member keeps the columns that its o has.
 
 Letters as in ``layers``; P members of the subgroup. Temporaries are bounded by `scratch.scores`, `scratch.columns` and
-`scratch.merged` in plans/buffers.py; `scores` and `partial` are buffers, as they are sent.
+`scratch.merged` in plans/layer_buffers.py; `scores` and `partial` are buffers, as they are sent.
 """
 
 from collections.abc import Sequence

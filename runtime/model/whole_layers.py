@@ -3,7 +3,7 @@
 What a layer has of its own, weights and KV cache, is written down once, when it is bound; what the layers of a forward
 have in common, once for a forward. The host then takes a few microseconds for a layer, where the steps of a layer one
 by one take it a hundred. Letters as in ``layers``. The scratch of a forward is kept until the next; it is bounded by
-`scratch.attention` and `scratch.mlp` in plans/buffers.py.
+`scratch.attention` and `scratch.mlp` in plans/layer_buffers.py.
 """
 
 import ctypes

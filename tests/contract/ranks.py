@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from plans.buffers import Term
+from plans.buffer import Term
 from plans.schema import Plan, Transport
 from runtime.comm.groups import Comm, Group, groups
 from runtime.comm.host_work import HostWork

@@ -7,18 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plans.buffers import (
-    OUTBOX,
-    TERMS,
-    Buffer,
-    device_buffers,
-    device_terms,
-    draft_buffers,
-    draft_kv_bytes,
-    kv_bytes,
-    lm_head_buffers,
-    stage_buffers,
-)
+from plans.buffer import TERMS, Buffer
+from plans.buffers import OUTBOX, device_buffers, device_terms, draft_buffers, lm_head_buffers, stage_buffers
+from plans.caches import draft_kv_bytes, kv_bytes
 from plans.kv import KvShare, whole_heads
 from plans.schema import KvAxis, Model, Plan, Run, Tree
 from plans.step import (

@@ -15,7 +15,8 @@ from planner.solver.minimise import Settings
 from planner.solver.solve import solve
 from plans import slot_bytes
 from plans.artifact import ALIGNMENT_BYTES
-from plans.buffers import OUTBOX, Buffer, device_buffers, lm_head_buffers, with_graph_pool
+from plans.buffer import Buffer
+from plans.buffers import OUTBOX, device_buffers, lm_head_buffers, with_graph_pool
 from plans.dtypes import DTYPE_BYTES
 from plans.quantized import ROUNDED
 from plans.schema import DType, Options

@@ -22,7 +22,7 @@ from planner.costs.shares import (
 )
 from planner.images import layout
 from plans import slot_bytes
-from plans.buffers import draft_kv_bytes
+from plans.caches import draft_kv_bytes
 from plans.kv import KvShare
 from plans.schema import KvAxis, Link, Router, Tree
 from tests.planner.instances import UNLIKE, demo, formulation

@@ -20,7 +20,7 @@ from planner.solver.minimise import Settings
 from planner.solver.problem import Group, Problem, Receive, Split
 from planner.solver.solve import solve
 from plans import slot_bytes
-from plans.buffers import kv_bytes
+from plans.caches import kv_bytes
 from plans.kv import KvShare, whole_heads
 from plans.schema import KvAxis, LayerClass, Pin, Strategy
 from tests.planner.instances import UNLIKE, Head, cpu, demo, formulation, host

@@ -3,7 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from plans.buffers import Buffer, device_buffers
+from plans.buffer import Buffer
+from plans.buffers import device_buffers
 from plans.graphs import POOL, captures
 from plans.schema import Device, Plan
 from tests.plan_factory import make_device, make_model
