@@ -12,8 +12,8 @@ Letters of shapes, here and in the other modules of this package:
 
 Weights are bound transposed, as views of the image; nothing is copied. The temporaries of an attention are bounded by
 `scratch.attention` and `scratch.bias` in plans/layer_buffers.py, with a cache of another dtype also by
-`scratch.stored`, `scratch.kv`, `scratch.merge` and `scratch.weights`; those of an MLP by `scratch.mlp`, and what members without
-layers of their own bring to a sum by `scratch.reduce`.
+`scratch.stored`, `scratch.kv`, `scratch.merge` and `scratch.weights`; those of an MLP by `scratch.mlp`, and what
+members without layers of their own bring to a sum by `scratch.reduce`.
 """
 
 from collections.abc import Callable, Sequence
