@@ -17,7 +17,7 @@ from planner.solver.certify import devices_in_use
 from planner.solver.minimise import Settings
 from planner.solver.problem_bounds import least_bytes
 from planner.solver.solve import LeastStep, Solved, fits, fits_counted, settle, takes_longer
-from plans.check import most_step_ns
+from plans.check_proof import most_step_ns
 from plans.format import format_bytes
 
 ROOM = 2

@@ -133,6 +133,7 @@ READS_WEIGHTS = {
     "planner.images.compile",
     "planner.images.pipeline",
     "planner.images.reader",
+    "planner.images.blocks",
     "planner.images.stream",
     "planner.quantized.codes",
     "planner.quantized.converting",

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from planner.report.models import draft_line, model_line
 from planner.report.speculation import speculation_lines
-from plans.check import different_runs
 from plans.check_inputs import ROUNDING_PPM
+from plans.check_proof import different_runs
 from plans.codec import digest
 from plans.format import format_ns
 from plans.graphs import steps_line

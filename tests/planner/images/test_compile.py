@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from planner.families import inputs_of, load_base, load_draft
-from planner.images import stream
+from planner.images import blocks
 from planner.images.compile import compile_plan
 from plans.ranges import share_range
 from plans.schema import KvAxis, Plan, Run
@@ -228,7 +228,7 @@ def test_small_blocks_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.Mo
     """A block of 100 bytes is less than a row."""
     directory, base_dir, draft_dir, plan = two_stages(tmp_path, dtype="bfloat16")
     compile_plan(directory, base_dir, draft_dir)
-    monkeypatch.setattr(stream, "BLOCK_BYTES", nbytes)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", nbytes)
     again = save(plan, tmp_path / "again")
     compile_plan(again, base_dir, draft_dir)
     same_artifact(directory, again)
@@ -252,12 +252,12 @@ def test_a_copy_of_the_checkpoint_elsewhere_gives_the_same_bytes(tmp_path: Path)
     same_artifact(directory, again)
 
 
-@pytest.mark.parametrize("blocks", [2 << 20, 1000])
+@pytest.mark.parametrize("block_bytes", [2 << 20, 1000])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
 def test_a_source_byte_is_read_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, tied: bool, dtype: str, blocks: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, tied: bool, dtype: str, block_bytes: int
 ) -> None:
     """Embedding and lm_head have different splits and are used by the EAGLE head too; system calls count the reads."""
     tensors = write_base(tmp_path / "base", num_layers=8, tied=tied, shards=2)
@@ -274,7 +274,7 @@ def test_a_source_byte_is_read_once(
         inputs=inputs_of(base, draft),
         dtype=dtype,  # type: ignore[arg-type]
     )
-    monkeypatch.setattr(stream, "BLOCK_BYTES", blocks)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", block_bytes)
     asked: dict[Path, list[tuple[int, int]]] = {}
     original = os.preadv
 

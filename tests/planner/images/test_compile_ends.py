@@ -100,9 +100,9 @@ def test_changes_of_the_directory_during_a_compile_are_reported(tmp_path: Path, 
 COMPILE = """
 import sys, time
 from pathlib import Path
-from planner.images import publish, reader as sources, stream
+from planner.images import blocks, publish, reader as sources
 from planner.images.compile import compile_plan
-stream.BLOCK_BYTES = 1 << 20
+blocks.BLOCK_BYTES = 1 << 20
 print("ready", flush=True)
 sys.stdin.readline()
 directory, base, draft = (None if name == "-" else Path(name) for name in sys.argv[1:4])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from planner.checkpoints.checkpoint import SINGLE
 from planner.costs import memory
 from planner.families import BaseInput, inputs_of, load_base, within
-from planner.images import stream
+from planner.images import blocks
 from planner.images.compile import compile_plan
 from plans import codec, slot_bytes, slots, weights
 from plans.schema import DType, Plan, Run
@@ -74,7 +74,7 @@ def test_small_blocks_give_the_same_bytes_of_transposed_experts(
         (directory / "plan.yaml").write_text(codec.dumps(plan))
         compile_plan(directory, checkpoint, None)
         images.append([(directory / f"{device}.safetensors").read_bytes() for device in "ab"])
-        monkeypatch.setattr(stream, "BLOCK_BYTES", nbytes)
+        monkeypatch.setattr(blocks, "BLOCK_BYTES", nbytes)
     assert images[0] == images[1]
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from planner import cli
 from planner.families import load_base
-from planner.images import reader, stream
+from planner.images import blocks, reader
 from planner.quantized import Stored
 from planner.quantized.codes import Read
 from planner.quantized.column_order import Sorting, sorted_columns
@@ -102,7 +102,7 @@ def test_columns_are_sorted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     coded, _ = quantized(saved(tmp_path / "base", **SIZES), tmp_path, "sorted-gptq")
     compiled(coded, tmp_path / "plan")
     monkeypatch.setattr(reader, "sorted_columns", counted)
-    monkeypatch.setattr(stream, "BLOCK_BYTES", 256)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 256)
     compiled(coded, tmp_path / "blocks")
     assert sorted_layers == dict.fromkeys(sorted_layers, 1)
     assert len(sorted_layers) == 2 * (6 + 2)
@@ -121,7 +121,7 @@ def test_that_columns_have_the_checkpoints_order_is_read_once(tmp_path: Path, mo
 
     coded, _ = quantized(saved(tmp_path / "base", **SIZES), tmp_path, "gptq")
     monkeypatch.setattr(reader, "require_proofs", counted)
-    monkeypatch.setattr(stream, "BLOCK_BYTES", 256)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 256)
     compiled(coded, tmp_path / "blocks")
     assert read_orders == dict.fromkeys(read_orders, 1)
     assert len(read_orders) == 2 * 7
