@@ -7,6 +7,7 @@
     check      invariants of the placement in a plan             weights       tensor parts on each device, moved bytes
     check_inputs  those of inputs, options and inventory         buffers       memory beside the weights
     check_model   those of model and drafter                     violations    what is found, and how it is shown
+    check_proof   that of the proof
     diff       two plans compared                                step          rows and messages of one step
     acceptance how often the base chooses what is drafted
     artifact   images.yaml, constants of an image                kv, ranges    shares of KV heads as rows and columns

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from plans.check import check, different_runs
+from plans.check import check
+from plans.check_proof import different_runs
 from plans.schema import Plan
 from tests.plans.violations import violations_of
 from tests.sample_plans import edited, two_stage_plan
