@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, Cache
 
 from head_training.errors import TrainingError
+from head_training.rows_attention import attend_rows
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -70,46 +71,32 @@ def load_base(directory: Path, dtype: str) -> Base:
     return Base(model=model.eval().requires_grad_(False), config=config, taps=(2, layers // 2, layers - 3))
 
 
-def grouped_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **_unused: object,
-) -> tuple[Tensor, None]:
-    """Attend as transformers' interface asks: [B, heads, Q, D] to [B, Q, heads, D].
-
-    One query per row is seen as the query heads of a KV head, so that each KV head is read once.
-    """
-    rows, heads, queries, dim = query.shape
-    kv_heads = key.shape[1]
-    if queries == 1:
-        query = query.view(rows, kv_heads, heads // kv_heads, dim)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
-        return out.view(rows, 1, heads, dim), None
-    out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=heads != kv_heads
-    )
-    return out.transpose(1, 2), None
-
-
-AttentionInterface.register("grouped", grouped_attention)
-
-
 class GroupCache(Cache):  # type: ignore[misc] # a class of a library without types
-    """Keys and values of rows that decode at one common column, allocated once: [B, K, columns, D]."""
+    """Keys and values of rows that decode at one common column, allocated once: [B, K, columns, D].
+
+    Before a row's own columns stand those that all rows share, kept once: [K, shared columns, D].
+    """
 
     def __init__(self, base: Base, rows: int, columns: int) -> None:
         super().__init__(layers=[])
         config = base.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        layers = range(config.num_hidden_layers)
         shape = (rows, config.num_key_value_heads, columns, head_dim)
         dtype = base.lm_head.dtype
-        self.keys = [torch.zeros(shape, dtype=dtype) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.keys = [torch.zeros(shape, dtype=dtype) for _ in layers]
+        self.values = [torch.zeros(shape, dtype=dtype) for _ in layers]
+        nothing = torch.zeros(shape[1], 0, head_dim, dtype=dtype)
+        self.shared = [(nothing, nothing) for _ in layers]
+        self.first = torch.zeros(rows, dtype=torch.int64)
+        """First column of each row."""
         self.rows = slice(0, rows)
+        self.column = 0
+
+    def share(self, columns: int) -> None:
+        """Make the first columns of row 0 those that all rows share; no row has columns of its own then."""
+        pairs = zip(self.keys, self.values, strict=True)
+        self.shared = [(k[0, :, :columns].clone(), v[0, :, :columns].clone()) for k, v in pairs]
         self.column = 0
 
     def update(
@@ -127,8 +114,47 @@ class GroupCache(Cache):  # type: ignore[misc] # a class of a library without ty
         for i in range(len(self.keys)):
             self.keys[i] = self.keys[i][rows]
             self.values[i] = self.values[i][rows]
+        self.first = self.first[rows]
         self.rows = slice(0, len(rows))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of columns that are filled."""
         return self.column
+
+
+class GroupAttention:
+    """Attention of the rows of a cache, as transformers' interface asks: [B, heads, Q, D] to [B, Q, heads, D]."""
+
+    cache: GroupCache
+    """Cache of the group that runs."""
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **_unused: object,
+    ) -> tuple[Tensor, None]:
+        """Attend; a mask says which columns, the shared ones first, each query of a prompt sees."""
+        cache, layer = self.cache, int(module.layer_idx)  # type: ignore[arg-type]
+        shared_keys, shared_values = cache.shared[layer]
+        rows, heads, queries, dim = query.shape
+        if queries == 1 and attention_mask is None:
+            grouped = query.view(rows, key.shape[1], -1, dim)
+            keys, values = (shared_keys, cache.keys[layer]), (shared_values, cache.values[layer])
+            scale = dim**-0.5 if scaling is None else scaling
+            out = attend_rows(grouped, keys, values, cache.first, key.shape[2], scale)
+            return out.view(rows, 1, heads, dim), None
+        key = torch.cat((shared_keys.expand(rows, -1, -1, -1), key), dim=2)
+        value = torch.cat((shared_values.expand(rows, -1, -1, -1), value), dim=2)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=heads != key.shape[1]
+        )
+        return out.transpose(1, 2), None
+
+
+ATTENTION = GroupAttention()
+AttentionInterface.register("grouped", ATTENTION)

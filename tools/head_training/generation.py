@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from head_training.base import Base, GroupCache
+from head_training.base import ATTENTION, Base, GroupCache
 
-PREFILL_ROWS = 32
-"""Rows that a prompt's pass takes at once: it keeps the hidden states of every layer."""
+PREFILL_TOKENS = 1024
+"""Tokens of prompts that one pass takes, at least a prompt's: it keeps the hidden states of every layer."""
 VOCABULARY_BLOCK = 4096
 """Rows of the lm_head whose logits are computed at once: they stay in the cache of the processor."""
 LEAST_LIVE_SHARE = 0.8
@@ -39,70 +39,59 @@ class Choice:
 
 
 class Group:
-    """Rows that decode together: prompts end in the same column, so that every step writes one column of the cache."""
+    """Rows that decode together: prompts end in the same column, so that every step writes one column of the cache.
+
+    The tokens that all prompts begin with are run and cached once. Columns are those of the tokens after them:
+
+        shared  | . . own prompt of row 0 | answer
+        shared  |         own prompt of row 1 | answer      <- both prompts end in column ``columns`` - 1
+    """
 
     def __init__(self, base: Base, prompts: Sequence[list[int]], max_new_tokens: int, keep_states: bool) -> None:
         self.base = base
-        self.lengths = torch.tensor([len(prompt) for prompt in prompts])
-        self.columns = int(self.lengths.max())
-        self.shared = min(shared_beginning(prompts), self.columns - 1) if len(prompts) > 1 else 0
         count = len(prompts)
+        shared = min(shared_beginning(prompts), min(map(len, prompts)) - 1) if count > 1 else 0
+        self.shared = prompts[0][:shared]
+        self.lengths = torch.tensor([len(prompt) - shared for prompt in prompts])
+        self.columns = int(self.lengths.max())
         total = self.columns + max_new_tokens
         self.tokens = torch.zeros(count, total, dtype=torch.int64)
-        self.visible = torch.zeros(count, 1, 1, total, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
-            self.tokens[row, self.columns - len(prompt) : self.columns] = torch.tensor(prompt)
-            self.visible[row, :, :, self.columns - len(prompt) :] = True
+            self.tokens[row, self.columns - len(prompt) + shared : self.columns] = torch.tensor(prompt[shared:])
         dtype = base.lm_head.dtype
+        self.shared_states = torch.empty(shared, base.width, dtype=dtype)
         self.states = torch.empty(count, total if keep_states else 0, base.width, dtype=dtype)
         self.ends = torch.full((count,), total)
         self.live = torch.arange(count)
-        self.cache = GroupCache(base, count, total)
+        self.cache = GroupCache(base, count, max(total, shared))
+        self.cache.first = self.columns - self.lengths
 
     def prefill(self) -> Tensor:
         """Run the prompts; return the final state of each one's last token [B, H]."""
-        self._prefill_shared()
+        shared, width = len(self.shared), self.columns
+        if shared:
+            self.cache.rows = slice(0, 1)
+            causal = torch.ones(shared, shared, dtype=torch.bool).tril()[None, None]
+            self.shared_states = self._run(torch.tensor([self.shared]), torch.arange(shared)[None], causal)[0]
+            self.cache.share(shared)
         last = []
-        width, first_column = self.columns, self.shared
+        column = torch.arange(width)
         causal = torch.ones(width, width, dtype=torch.bool).tril()
-        causal, own = causal[first_column:], torch.eye(width, dtype=torch.bool)[first_column:]
-        for first in range(0, len(self.tokens), PREFILL_ROWS):
-            rows = slice(first, first + PREFILL_ROWS)
+        own = torch.eye(width, dtype=torch.bool)  # a padding column sees itself: softmax of nothing is NaN
+        count = max(1, PREFILL_TOKENS // width)
+        for first in range(0, len(self.tokens), count):
+            rows = slice(first, first + count)
             self.cache.rows = rows
-            visible = self.visible[rows, :, :, :width] & causal
-            visible |= own  # a padding column sees itself: softmax of nothing is NaN
-            positions = (torch.arange(first_column, width) - (width - self.lengths[rows, None])).clamp(min=0)
-            states = self._run(self.tokens[rows, first_column:width], positions, visible)
+            begin = self.cache.first[rows, None]
+            visible = (column >= begin)[:, None] & causal | own
+            visible = torch.cat((torch.ones(len(begin), width, shared, dtype=torch.bool), visible), dim=-1)[:, None]
+            states = self._run(self.tokens[rows, :width], shared + (column - begin).clamp(min=0), visible)
             if self.states.shape[1]:
-                self.states[rows, first_column:width] = states
+                self.states[rows, :width] = states
             last.append(states[:, -1, -self.base.config.hidden_size :].clone())
         self.cache.rows = slice(0, len(self.tokens))
         self.cache.column = width
         return torch.cat(last)
-
-    def _prefill_shared(self) -> None:
-        """Run the tokens that all prompts begin with once, and give each row what falls before column ``shared``.
-
-        Prompts end in one column, so a shorter one begins later: the rest of its beginning is run with its own tokens.
-        """
-        shared = self.shared
-        if not shared:
-            return
-        first = self.columns - int(self.lengths[0])
-        self.cache.rows = slice(0, 1)
-        ids = self.tokens[:1, first : first + shared]
-        states = self._run(
-            ids, torch.arange(shared)[None], torch.ones(shared, shared, dtype=torch.bool).tril()[None, None]
-        )
-        beginnings = [(cached, cached[0, :, :shared].clone()) for cached in (*self.cache.keys, *self.cache.values)]
-        for row, start in enumerate((self.columns - self.lengths).tolist()):
-            if start >= shared:
-                continue
-            for cached, beginning in beginnings:
-                cached[row, :, start:shared] = beginning[:, : shared - start]
-            if self.states.shape[1]:
-                self.states[row, start:shared] = states[0, : shared - start]
-        self.cache.column = shared
 
     def take(self, chosen: Tensor) -> None:
         """Append one token to each live row; rows that end leave the group."""
@@ -122,9 +111,8 @@ class Group:
         """Run the newest token of each live row; return its final state [live, H]."""
         column = self.cache.column
         live = self.live
-        positions = (self.lengths[live] + (column - self.columns))[:, None]
-        visible = self.visible[live, :, :, : column + 1]
-        states = self._run(self.tokens[live, column, None], positions, visible)
+        positions = (len(self.shared) + column - self.cache.first)[:, None]
+        states = self._run(self.tokens[live, column, None], positions, None)
         if self.states.shape[1]:
             self.states[live, column] = states[:, 0]
         self.cache.column = column + 1
@@ -137,15 +125,16 @@ class Group:
             first, end = self.columns - int(self.lengths[row]), int(self.ends[row])
             result.append(
                 Answer(
-                    tokens=self.tokens[row, first:end].tolist(),
-                    start=int(self.lengths[row]),
-                    states=self.states[row, first : end - 1],
+                    tokens=self.shared + self.tokens[row, first:end].tolist(),
+                    start=len(self.shared) + int(self.lengths[row]),
+                    states=torch.cat((self.shared_states, self.states[row, first : end - 1])),
                 )
             )
         return result
 
-    def _run(self, ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
-        """Return what is kept of each position: [B, Q, 4 H]."""
+    def _run(self, ids: Tensor, positions: Tensor, visible: Tensor | None) -> Tensor:
+        """Return what is kept of each position, [B, Q, 4 H]; without a mask, of the newest token of each row."""
+        ATTENTION.cache = self.cache
         out = self.base.model.model(
             input_ids=ids,
             position_ids=positions,
@@ -205,12 +194,14 @@ def most_probable(final: Tensor, lm_head: Tensor) -> Tensor:
 @torch.no_grad()
 def follow_group(base: Base, texts: Sequence[tuple[list[int], list[int]]], longest: int) -> list[Answer]:
     """Return the states of prompts with given answers, cut to ``longest`` tokens, without decoding."""
-    answers = []
-    for prompt, answer in texts:
-        tokens = (prompt + answer)[:longest]
-        group = Group(base, [tokens], 0, keep_states=True)
+    order = sorted(range(len(texts)), key=lambda i: sum(map(len, texts[i])))
+    answers: dict[int, Answer] = {}
+    while order:
+        count = max(1, PREFILL_TOKENS // sum(map(len, texts[order[-1]])))
+        order, together = order[:-count], order[-count:]
+        group = Group(base, [(texts[i][0] + texts[i][1])[:longest] for i in together], 0, keep_states=True)
         group.prefill()
-        states = group.states[0, : len(tokens) - 1]
-        choices = most_probable(states[:, -base.config.hidden_size :], base.lm_head).tolist()
-        answers.append(Answer(tokens=tokens, start=len(prompt), states=states, choices=choices))
-    return answers
+        for i, answer in zip(together, group.answers(), strict=True):
+            choices = most_probable(answer.states[:, -base.config.hidden_size :], base.lm_head).tolist()
+            answers[i] = dataclasses.replace(answer, start=len(texts[i][0]), choices=choices)
+    return [answers[i] for i in range(len(texts))]

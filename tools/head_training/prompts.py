@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ LEAST_CHARACTERS = 12
 MARK = "\x00here\x00"
 """Stands for a user's text where a template is asked what goes before it."""
 ROLES = ("system", "user", "assistant")
+BEGINNING_TOKENS = 16
+"""Tokens by which prompts are said to begin alike."""
 WINDOWS_SORTED = 8
 """Groups among whose prompts those of similar length are answered together."""
 
@@ -155,12 +158,18 @@ def invent(base: Base, text: Text, count: int, seed: int) -> Iterator[str]:
 
 
 def in_groups(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
-    """Return groups of at most ``size`` prompts of similar lengths, in an order that the prompts alone decide."""
+    """Return groups of at most ``size`` prompts of similar lengths, in an order that the prompts alone decide.
+
+    Prompts that begin as most do, with the template's own system message, are together: what a group shares is run once.
+    """
     order = list(prompts)
     random.Random(1).shuffle(order)
+    beginnings = Counter(prompt.tokens[:BEGINNING_TOKENS] for prompt in prompts)
+    usual = max(beginnings, key=lambda beginning: (beginnings[beginning], beginning), default=())
     groups = []
     for first in range(0, len(order), WINDOWS_SORTED * size):
-        near = sorted(order[first : first + WINDOWS_SORTED * size], key=lambda prompt: len(prompt.tokens))
+        near = order[first : first + WINDOWS_SORTED * size]
+        near.sort(key=lambda prompt: (prompt.tokens[:BEGINNING_TOKENS] != usual, len(prompt.tokens)))
         groups += [near[i : i + size] for i in range(0, len(near), size)]
     random.Random(2).shuffle(groups)
     return groups

@@ -1,12 +1,16 @@
 """Write chat prompts of several kinds for training an EAGLE head: templates filled with topics, in a fixed order.
 
-python tools/smollm2_head/make_prompts.py COUNT > prompts.jsonl
+python tools/smollm2_head/make_prompts.py COUNT [--also QUESTIONS.jsonl] > prompts.jsonl
+
+None is near a prompt by which the head is measured, of prompts.json and profile_prompts.txt: none has all its words.
 """
 
 import argparse
 import json
 import random
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -18,6 +22,14 @@ NAMES = sorted((TEMPLATES.keys() | ALIASES.keys()) - {"general", "others", "ques
 """Names in templates, each filled from the list of its name."""
 GENERAL_SHARE, QUESTION_SHARE = 0.35, 0.18
 EARLIER_TURN_SHARE, FOLLOW_UP_SHARE, SYSTEM_SHARE = 0.06, 0.6, 0.06
+COMMON_WORDS = frozenset(
+    "a about all an and any are ask at be best between brief briefly by can child compare could describe did difference do does each "
+    "eight explain few five following for four from get give good have help how i if in into is it its kind know list long "
+    "make many me mean most my name need of old on one or out own paragraph paragraphs people please prepare say sentence sentences she short should show "
+    "simple simply some story summarize steps tell ten than that the their them there they thing this three to too two use used want was way "
+    "were what when where which who why will with word words work working would write year you".split()
+)
+"""Words in which prompts on different matters are alike."""
 
 
 def fill(template: str, rng: random.Random) -> str:
@@ -50,13 +62,34 @@ def conversation(rng: random.Random) -> list[dict[str, str]]:
     return messages
 
 
-def prompts(count: int) -> list[list[dict[str, str]]]:
-    """Return different conversations; the first ones of a larger count are those of a smaller."""
+def words(text: str) -> frozenset[str]:
+    """Return the words that say what a text is about, without the endings s, ing and ed."""
+    found = re.findall(r"[a-z0-9]+", text.lower())
+    return frozenset(re.sub(r"(s|ing|ed)$", "", word) for word in found if word not in COMMON_WORDS)
+
+
+def measured() -> list[frozenset[str]]:
+    """Return the words of each prompt by which the head is measured."""
+    here = Path(__file__).parent
+    texts = [*json.loads((here / "prompts.json").read_text()), *(here / "profile_prompts.txt").read_text().splitlines()]
+    return [words(text) for text in texts]
+
+
+def prompts(count: int, more: Iterable[list[dict[str, str]]] = ()) -> list[list[dict[str, str]]]:
+    """Return different conversations, then ``more`` that are none of them, without those near a measured prompt."""
     rng = random.Random(15)
+    held_out = measured()
     seen: dict[str, list[dict[str, str]]] = {}
+
+    def add(messages: list[dict[str, str]]) -> None:
+        asked = [words(message["content"]) for message in messages if message["role"] == "user"]
+        if not any(other <= own for other in held_out for own in asked):
+            seen.setdefault(json.dumps(messages), messages)
+
     while len(seen) < count:
-        messages = conversation(rng)
-        seen.setdefault(json.dumps(messages), messages)
+        add(conversation(rng))
+    for messages in more:
+        add(messages)
     return list(seen.values())
 
 
@@ -64,7 +97,11 @@ def main() -> None:
     """Print the prompts as JSONL."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("count", type=int)
-    for messages in prompts(parser.parse_args().count):
+    parser.add_argument("--also", type=Path, help="questions that the base wrote, as train_head.py --invent keeps them")
+    args = parser.parse_args()
+    lines = [] if args.also is None else args.also.read_text().splitlines()
+    more = ([{"role": "user", "content": json.loads(line)["prompt"]}] for line in lines)
+    for messages in prompts(args.count, more):
         sys.stdout.write(json.dumps({"messages": messages}) + "\n")
 
 
