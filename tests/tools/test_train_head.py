@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,15 +24,18 @@ from head_training.base import Base, load_base
 from head_training.errors import TrainingError
 from head_training.generation import Choice, answer_group, follow_group
 from head_training.head import extended, head_config, new_head, read_head, write_head
-from head_training.loss import run_steps
+from head_training.loss import cross_entropy, run_steps
 from head_training.optimizers import orthogonalise
-from head_training.prompts import Text, invent, is_held_out, read_prompts
+from head_training.prompts import Prompt, Text, in_groups, invent, is_held_out, read_prompts
+from head_training.rows_attention import attend_rows
 from head_training.store import Stored, read_chunk, write_chunk
-from head_training.training import make_batch
+from head_training.training import batches_of_like, make_batch
 from measure_demo import Eagle3Head, Memory, generate_greedily
 from tests.tools.tiny_gguf import tiny_tokenizer
+from tools.smollm2_head import make_prompts
 
 ROOT = Path(__file__).parents[2]
+HEAD = ROOT / "tools" / "smollm2_head"
 MODEL = ROOT / "planner" / "demo" / "base"
 SOURCE = "\n\n".join(file.read_text() for file in sorted((ROOT / "plans").glob("*.py"))[:12])
 
@@ -381,6 +385,81 @@ def test_a_base_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     LlamaForCausalLM(LlamaForCausalLM.config_class(**config)).save_pretrained(tmp_path)
     with pytest.raises(TrainingError, match="num_hidden_layers: found 6, expected at least 7"):
         load_base(tmp_path, "float32")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shared", [0, 5])
+def test_one_query_per_row_attends_as_torch_does(dtype: torch.dtype, shared: int) -> None:
+    """Rows of several first columns over shared columns and their own, of a cache that has more."""
+    torch.manual_seed(0)
+    rows, kv_heads, group, dim, columns = 4, 2, 3, 16, 9
+    query = torch.randn(rows, kv_heads, group, dim).to(dtype)
+    first = torch.tensor([0, 3, 8, 1])
+    before = [torch.randn(kv_heads, shared, dim).to(dtype) for _ in range(2)]
+    own = [torch.randn(rows, kv_heads, 12, dim).to(dtype) for _ in range(2)]
+    out = attend_rows(query, (before[0], own[0]), (before[1], own[1]), first, columns, 0.3)
+    k, v = (torch.cat((b.expand(rows, -1, -1, -1), o[:, :, :columns]), 2) for b, o in zip(before, own, strict=True))
+    column = torch.arange(shared + columns)
+    visible = ((column < shared) | (column - shared >= first[:, None]))[:, None, None]
+    scaled = torch.nn.functional.scaled_dot_product_attention
+    expected = scaled(query.float(), k.float(), v.float(), attn_mask=visible, scale=0.3)
+    torch.testing.assert_close(out.float(), expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-2)
+
+
+def test_prompts_of_a_group_begin_alike_and_are_of_like_lengths() -> None:
+    rng = random.Random(0)
+    usual, other = tuple(range(16)), tuple(range(5, 21))
+    lists = [(other if i % 10 == 0 else usual) + (7,) * rng.randrange(1, 40) for i in range(400)]
+    groups = in_groups([Prompt(tokens=tokens) for tokens in lists], 50)
+    assert sorted(p.tokens for group in groups for p in group) == sorted(lists)
+    mixed = [group for group in groups if len({p.tokens[:16] for p in group}) == 2]
+    assert len(mixed) <= 1
+    assert all(len(group[-1].tokens) - len(group[0].tokens) < 20 for group in groups if group not in mixed[:1])
+
+
+def test_batches_hold_every_sequence_of_a_pass_once_beside_like_ones() -> None:
+    rng = random.Random(0)
+    rows = [
+        Stored(tokens=[0] * rng.randrange(20, 120), start=rng.randrange(5, 15), choices=[], states=np.zeros(0))
+        for _ in range(1000)
+    ]
+    batches = batches_of_like(rows, 8, random.Random(1))
+    assert batches == batches_of_like(rows, 8, random.Random(1))
+    assert batches != batches_of_like(rows, 8, random.Random(2))
+    assert all(len(batch) == 8 for batch in batches)
+    used = [id(row) for batch in batches for row in batch]
+    assert len(used) == len(set(used)) == len(rows)
+    apart = sum(max(row.start for row in batch) - min(row.start for row in batch) for batch in batches) / len(batches)
+    assert apart < 2
+
+
+def test_a_loss_and_its_gradient_are_those_of_autograd() -> None:
+    torch.manual_seed(0)
+    count, vocabulary, hidden, hard = 300, 40, 8, 0.3
+    logits = torch.randn(count, vocabulary, requires_grad=True)
+    final, rows = torch.randn(count, hidden), torch.randn(vocabulary, hidden)
+    covered = torch.rand(count) < 0.7
+    first = (final @ rows.T).argmax(-1)
+    loss, right = cross_entropy(logits, final, rows, covered, first, hard)
+    (2 * loss).backward()
+    found = logits.grad
+    logits.grad = None
+    target = (1 - hard) * (final @ rows.T).softmax(-1) + hard * torch.nn.functional.one_hot(first, vocabulary)
+    expected = -(target * logits.log_softmax(-1)).sum(-1)[covered].sum()
+    (2 * expected).backward()
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(found, logits.grad)
+    assert torch.equal(right, (logits.argmax(-1) == first) & covered)
+
+
+def test_prompts_to_train_on_are_not_those_of_the_measures() -> None:
+    prompts = make_prompts.prompts(3000, [[{"role": "user", "content": "So why is the sky so blue?"}]])
+    assert len(prompts) == 3000
+    texts = {message["content"] for messages in prompts for message in messages}
+    assert "How does a microwave oven work?" in texts
+    assert not texts & set(json.loads((HEAD / "prompts.json").read_text()))
+    assert not texts & set((HEAD / "profile_prompts.txt").read_text().splitlines())
+    assert make_prompts.prompts(20) == prompts[:20]
 
 
 def test_held_out_prompts_are_one_in_so_many() -> None:

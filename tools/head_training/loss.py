@@ -5,6 +5,7 @@ output with token i + 1 + j, to predict token i + 2 + j. The target is the base'
 """
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from head_training.base import Base
 from measure_demo import Eagle3Head
+
+LOSS_ROWS = 128
+"""Predictions whose logits are compared with their targets at once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,14 +98,62 @@ class Targets:
         self.rows = base.lm_head[head.token_ids()].to(batch.final.dtype)
         self.batch, self.hard_share = batch, hard_share
         self.t2d = head.t2d
+        self.draft_ids = head.t2d.cumsum(0) - 1  # of the base's ids that are draft ids
 
-    def at(self, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return target weights [n, DV], the first choice [n] as a draft id, and whether it is one [n]."""
-        logits = (self.batch.final[row, position] @ self.rows.T).float()
-        first = logits.argmax(-1)
-        target = logits.softmax(-1) * (1 - self.hard_share)
-        target.scatter_add_(1, first[:, None], torch.full_like(target[:, :1], self.hard_share))
-        return target, first, self.t2d[self.batch.choices[row, position]]
+    def compare(self, logits: Tensor, row: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compare logits [n, DV] with the targets at these positions.
+
+        Return the sum of cross-entropies over those whose first choice is a draft id, which these are [n], and which
+        logits have their largest there [n].
+        """
+        choices = self.batch.choices[row, position]
+        covered, first = self.t2d[choices], self.draft_ids[choices].clamp(min=0)
+        final = self.batch.final[row, position]
+        loss, right = cross_entropy(logits, final, self.rows, covered, first, self.hard_share)
+        return loss, covered, right
+
+
+def cross_entropy(
+    logits: Tensor, final: Tensor, rows: Tensor, covered: Tensor, first: Tensor, hard_share: float
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of cross-entropies of covered logits [n, DV] with their targets, and where both agree [n].
+
+    A target is h * [first] + (1 - h) * softmax(final @ rows^T), of final states [n, H] and rows [DV, H] of the lm_head.
+    """
+    result: tuple[Tensor, Tensor] = _CrossEntropy.apply(logits, final, rows, covered, first, hard_share)
+    return result
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Computes the gradient, softmax(logits) - target, with the loss: blocks of rows stay in the processor's cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, final: Tensor, rows: Tensor, covered: Tensor, first: Tensor, hard: float
+    ) -> Any:
+        """Return loss and agreement, see ``cross_entropy``."""
+        gradient = torch.empty_like(logits)
+        loss, right = torch.zeros(()), torch.empty_like(covered)
+        for block in torch.arange(len(logits)).split(LOSS_ROWS):
+            part = slice(int(block[0]), int(block[-1]) + 1)
+            drafted, label = logits[part].float(), first[part, None]
+            p, target = drafted.softmax(-1), (final[part] @ rows.T).float().softmax(-1)
+            largest = p.amax(-1)
+            total = drafted.amax(-1) - largest.log()  # log of the sum of exponentials
+            mean = (1 - hard) * torch.linalg.vecdot(target, drafted) + hard * drafted.gather(1, label)[:, 0]
+            loss += ((total - mean) * covered[part]).sum()
+            right[part] = (p.gather(1, label)[:, 0] == largest) & covered[part]
+            p.sub_(target, alpha=1 - hard).scatter_add_(1, label, torch.full(label.shape, -hard))
+            gradient[part] = p.mul_(covered[part, None])
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(right)
+        return loss, right
+
+    @staticmethod
+    def backward(ctx: Any, loss: Tensor, _right: Tensor) -> Any:
+        """Return the gradient by the logits."""
+        (gradient,) = ctx.saved_tensors
+        return gradient * loss, None, None, None, None, None
 
 
 def run_steps(
@@ -130,14 +182,12 @@ def run_steps(
             valid = (fed >= batch.starts[:, None]) & (fed < batch.pairs[:, None])  # [B, L - skipped]
             right_so_far = torch.ones_like(valid)
         row, column = valid.nonzero(as_tuple=True)
-        target, first, covered = targets.at(row, positions[row, column] + 1)
-        log_p = head.logits(feature[row, column], base.model).float().log_softmax(-1)
-        missed = -(target * log_p).sum(-1)
-        right = (log_p.argmax(-1) == first) & covered
+        logits = head.logits(feature[row, column], base.model)
+        loss, covered, right = targets.compare(logits, row, positions[row, column] + 1)
         before = right_so_far[row, column]
         results.append(
             StepResult(
-                loss=(missed * covered).sum(),
+                loss=loss,
                 rows=len(row),
                 right=int(right.sum()),
                 rows_right_before=int(before.sum()),

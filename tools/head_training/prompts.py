@@ -160,7 +160,7 @@ def invent(base: Base, text: Text, count: int, seed: int) -> Iterator[str]:
 def in_groups(prompts: Sequence[Prompt], size: int) -> list[list[Prompt]]:
     """Return groups of at most ``size`` prompts of similar lengths, in an order that the prompts alone decide.
 
-    Prompts that begin as most do, with the template's own system message, are together: what a group shares is run once.
+    Those that begin as most do, with the template's own system message, are together: what all begin with is run once.
     """
     order = list(prompts)
     random.Random(1).shuffle(order)

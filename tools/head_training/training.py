@@ -22,6 +22,8 @@ from measure_demo import Eagle3Head
 
 STEP_DECAY = 0.9
 """Weight of a self-fed step relative to the one before."""
+BATCHES_SORTED = 16
+"""Batches among whose sequences those of like lengths are put together."""
 CHECKPOINT_S = 60.0
 CHECKPOINT = "training.pt"
 
@@ -98,6 +100,17 @@ def is_usable(row: Stored) -> bool:
     return len(row.tokens) - row.start >= 3
 
 
+def batches_of_like(rows: Sequence[Stored], size: int, rng: random.Random) -> list[list[Stored]]:
+    """Return all rows, but what is left over, in batches of sequences of like lengths, in random order."""
+    order = rng.sample(rows, len(rows))
+    batches = []
+    for first in range(0, len(order), BATCHES_SORTED * size):
+        near = sorted(order[first : first + BATCHES_SORTED * size], key=lambda row: (row.start, len(row.tokens)))
+        batches += [near[i : i + size] for i in range(0, len(near) - size + 1, size)]
+    rng.shuffle(batches)
+    return batches
+
+
 class Training:
     """A head in training over fixed sequences; every random choice follows from the seed and the step."""
 
@@ -130,6 +143,8 @@ class Training:
         self.coverage = float(counts[self.head.t2d].sum() / counts.sum())
         self.schedule = Schedule(self.head, settings.steps, settings.rate, base.dtype)
         self.step = 0
+        self._order: tuple[int, list[list[Stored]]] | None = None
+        """Number of a pass and its batches."""
         self.losses: list[float] = []
         self.measures: list[dict[str, Any]] = []
 
@@ -184,11 +199,10 @@ class Training:
     def _batch(self) -> Batch:
         """Return the batch of the current step: each pass over the sequences has an order of its own."""
         size = self.settings.batch
-        batches = len(self.train) // size
-        number, within = divmod(self.step, batches)
-        order = list(range(len(self.train)))
-        random.Random(f"{self.settings.seed} {number}").shuffle(order)
-        return make_batch(self.base, [self.train[i] for i in order[within * size : (within + 1) * size]])
+        number, within = divmod(self.step, len(self.train) // size)
+        if self._order is None or self._order[0] != number:
+            self._order = number, batches_of_like(self.train, size, random.Random(f"{self.settings.seed} {number}"))
+        return make_batch(self.base, self._order[1][within])
 
     def _one_step(self) -> float:
         rng = random.Random(f"{self.settings.seed} rows {self.step}")

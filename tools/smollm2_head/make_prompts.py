@@ -18,17 +18,11 @@ import yaml
 TEMPLATES: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("templates.yaml").read_text())
 ALIASES = {"other": "topic", "who2": "who"}
 """Names in templates that stand for a second entry of another name's list."""
-NAMES = sorted((TEMPLATES.keys() | ALIASES.keys()) - {"general", "others", "question", "follow_up", "system"})
+NAMES = sorted((TEMPLATES.keys() | ALIASES.keys()) - {"general", "others", "question", "follow_up", "system", "common"})
 """Names in templates, each filled from the list of its name."""
 GENERAL_SHARE, QUESTION_SHARE = 0.35, 0.18
 EARLIER_TURN_SHARE, FOLLOW_UP_SHARE, SYSTEM_SHARE = 0.06, 0.6, 0.06
-COMMON_WORDS = frozenset(
-    "a about all an and any are ask at be best between brief briefly by can child compare could describe did difference do does each "
-    "eight explain few five following for four from get give good have help how i if in into is it its kind know list long "
-    "make many me mean most my name need of old on one or out own paragraph paragraphs people please prepare say sentence sentences she short should show "
-    "simple simply some story summarize steps tell ten than that the their them there they thing this three to too two use used want was way "
-    "were what when where which who why will with word words work working would write year you".split()
-)
+COMMON_WORDS = frozenset(TEMPLATES["common"])
 """Words in which prompts on different matters are alike."""
 
 
