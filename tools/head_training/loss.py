@@ -120,7 +120,7 @@ def cross_entropy(
 
     A target is h * [first] + (1 - h) * softmax(final @ rows^T), of final states [n, H] and rows [DV, H] of the lm_head.
     """
-    result: tuple[Tensor, Tensor] = _CrossEntropy.apply(logits, final, rows, covered, first, hard_share)
+    result: tuple[Tensor, Tensor] = _CrossEntropy.apply(logits, final, rows, covered, first, hard_share)  # type: ignore[no-untyped-call]
     return result
 
 
