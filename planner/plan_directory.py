@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from planner.directory_lock import LOCK, held
 from planner.errors import CheckpointError, OutputError
 from planner.families import BaseInput, DraftInput
 from plans import codec, durable
@@ -49,23 +50,29 @@ def write(
         files[ACCEPTANCE] = dump_profile(profile).encode()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        plan_file, text = directory / codec.PLAN_FILE, codec.dumps(plan).encode()
-        plan_changes = not _has(plan_file, text)
-        if plan_changes:
-            durable.write_synced(_temporary(plan_file), text)
-        if draft is not None:
-            (directory / DRAFT_DIRECTORY).mkdir(exist_ok=True)
-        _remove(directory / name for name in (*TOKENIZER_FILES, DRAFT_CONFIG, ACCEPTANCE) if name not in files)
-        if draft is None and (directory / DRAFT_DIRECTORY).is_dir():
-            (directory / DRAFT_DIRECTORY).rmdir()
-        for name, content in files.items():
-            file = directory / name
-            if not _has(file, content):
-                durable.replace(file, content, _temporary(file))
-        if plan_changes:
-            durable.put_in_place(_temporary(plan_file), plan_file)
+        with held(directory):
+            _write(directory, codec.dumps(plan).encode(), files, drafts=draft is not None)
     except OSError as error:
         raise OutputError(f"{directory}: cannot write the plan: {error}") from error
+
+
+def _write(directory: Path, text: bytes, files: dict[str, bytes], *, drafts: bool) -> None:
+    """Write ``plan.yaml`` with ``text``, and the files beside it by their names; raise OSError."""
+    plan_file = directory / codec.PLAN_FILE
+    plan_changes = not _has(plan_file, text)
+    if plan_changes:
+        durable.write_synced(_temporary(plan_file), text)
+    if drafts:
+        (directory / DRAFT_DIRECTORY).mkdir(exist_ok=True)
+    _remove(directory / name for name in (*TOKENIZER_FILES, DRAFT_CONFIG, ACCEPTANCE) if name not in files)
+    if not drafts and (directory / DRAFT_DIRECTORY).is_dir():
+        (directory / DRAFT_DIRECTORY).rmdir()
+    for name, content in files.items():
+        file = directory / name
+        if not _has(file, content):
+            durable.replace(file, content, _temporary(file))
+    if plan_changes:
+        durable.put_in_place(_temporary(plan_file), plan_file)
 
 
 def refuse_foreign(directory: Path) -> None:
@@ -74,7 +81,8 @@ def refuse_foreign(directory: Path) -> None:
     if directory.is_dir():
         if file.exists() and not file.is_file():
             raise OutputError(f"{file}: found {kind_of(file)}, expected a plan: give another --out, or take it away")
-        if any(directory.iterdir()) and not file.is_file() and not _temporary(file).is_file():
+        others = any(entry.name != LOCK for entry in directory.iterdir())
+        if others and not file.is_file() and not _temporary(file).is_file():
             raise OutputError(f"{directory}: holds something other than a plan (no plan.yaml): give another --out")
         if file.is_file() and not _is_plan(file):
             raise OutputError(f"{file}: is no plan, and would be overwritten: give another --out, or take it away")

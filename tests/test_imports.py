@@ -18,6 +18,7 @@ TOPS = ("plans", "planner", "runtime")
 ROOMS = {
     "planner.integers": set(),
     "planner.errors": set(),
+    "planner.directory_lock": {"planner.errors"},
     "planner.demo_model": set(),
     "planner.report": set(),
     "planner.efficiency": set(),
@@ -29,6 +30,7 @@ ROOMS = {
     "planner.solver": {"planner.errors", "planner.integers"},
     "planner.problem": {"planner.errors", "planner.integers", "planner.costs", "planner.solver"},
     "planner.images": {
+        "planner.directory_lock",
         *("planner.errors", "planner.checkpoints", "planner.families", "planner.quantized"),
     },
     "planner.request": {"planner.errors", "planner.costs", "planner.families", "planner.hardware"},
@@ -47,7 +49,7 @@ ROOMS = {
     },
     "planner.emit": {"planner.costs", "planner.problem", "planner.solver"},
     "planner.exports": {"planner.errors", "planner.problem"},
-    "planner.plan_directory": {"planner.errors", "planner.families"},
+    "planner.plan_directory": {"planner.errors", "planner.directory_lock", "planner.families"},
     "planner.build": {
         *("planner.errors", "planner.costs", "planner.families", "planner.problem", "planner.solver"),
         *("planner.request", "planner.formulations", "planner.enough_hosts", "planner.longest_context", "planner.emit"),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from planner.checkpoints.checkpoint import with_tensors
 from planner.checkpoints.header import stamp
+from planner.directory_lock import output_errors
 from planner.errors import InputError
 from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.images import publish, reuse
@@ -248,7 +249,7 @@ def _write_images(
     Only the checkpoints that these images need are opened, and only here is a pickle converted.
     """
     needed: set[str] = {piece.part.source for target in targets for piece in target.pieces if isinstance(piece, Copied)}
-    with publish.output_errors(directory):
+    with output_errors(directory):
         readable = {name: with_tensors(checkpoints[name], directory / f"{PICKLES}{name}") for name in sorted(needed)}
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(Reader(readable))

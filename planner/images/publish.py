@@ -6,70 +6,28 @@ is killed, and publishes in an order of renames in which no mixture of old and n
 
 import contextlib
 import errno
-import fcntl
-import os
 import shutil
-import signal
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from planner.errors import OutputError
+from planner.directory_lock import SIGNALS, held, output_errors
 from plans import durable
 from plans.process import defer_signals
 
 TEMPORARY = ".compile-"
 """Prefix of the names of files that are not in place yet; a killed compile may leave some."""
-LOCK = ".lock"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that wait until files are in place."""
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the directory against other compiles, and remove temporaries before and after; raise OutputError.
-
-    The lock ends with the process, however that ends; the lock's file is removed at the end of the context.
-    """
-    file = directory / LOCK
-    with output_errors(directory):
-        descriptor = _lock(file)
-    try:
+    """Hold the directory against other commands, and remove temporaries before and after; raise OutputError."""
+    with held(directory):
         clean(directory)
-        yield
-    finally:
-        with defer_signals(*SIGNALS):
-            clean(directory)
-            with output_errors(directory):
-                file.unlink(missing_ok=True)
-            os.close(descriptor)
-
-
-def _lock(file: Path) -> int:
-    """Return a descriptor of the lock's file, locked; raise OutputError if another process has the lock."""
-    while True:
-        if os.path.lexists(file) and not stat.S_ISREG(file.lstat().st_mode):
-            raise OutputError(f"{file}: a link or another special file, expected the lock of a compile: take it away")
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), file.stat()):
-                return descriptor
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise OutputError(f"{file.parent}: another compile of this plan is running: wait for it") from error
-        except FileNotFoundError:
-            pass  # the previous holder removed the file after it was opened here: the lock is on no name, so try again
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError into an OutputError that names ``path``."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{path}: cannot write: {error.strerror or error}") from error
+            yield
+        finally:
+            with defer_signals(*SIGNALS):
+                clean(directory)
 
 
 def temporary(file: Path) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from planner.directory_lock import LOCK, held
 from planner.errors import CheckpointError, InputError, InventoryError, OutputError
 from planner.families import BaseInput, inputs_of, load_base, load_draft
 from planner.hardware.inventory import load_inventory
@@ -178,14 +179,29 @@ def test_a_lock_that_is_a_link_creates_nothing_at_its_target(tmp_path: Path) -> 
     plan, base = planned(tmp_path)
     directory = tmp_path / "plan"
     write(directory, plan, base, None)
-    (directory / publish.LOCK).symlink_to(tmp_path / "created")
+    (directory / LOCK).symlink_to(tmp_path / "created")
     with pytest.raises(OutputError, match=r"\.lock: a link or another special file"):
         compile_plan(directory, tmp_path / "base", None)
     assert not (tmp_path / "created").exists()
-    (directory / publish.LOCK).unlink()
-    os.mkfifo(directory / publish.LOCK)
+    (directory / LOCK).unlink()
+    os.mkfifo(directory / LOCK)
     with pytest.raises(OutputError, match=r"\.lock: a link or another special file"):
         compile_plan(directory, tmp_path / "base", None)
+
+
+def test_a_plan_that_another_command_writes_is_left_alone(tmp_path: Path) -> None:
+    """The lock of a command that was killed is no lock, nor something other than a plan."""
+    plan, base = planned(tmp_path)
+    directory = tmp_path / "plan"
+    directory.mkdir()
+    with held(directory):
+        with pytest.raises(OutputError, match="another command writes this plan: wait for it"):
+            write(directory, plan, base, None)
+        assert [file.name for file in directory.iterdir()] == [LOCK]
+    (directory / LOCK).touch()
+    write(directory, plan, base, None)
+    assert codec.load(directory) == plan
+    assert not (directory / LOCK).exists()
 
 
 def test_compile_writes_nothing_through_links(tmp_path: Path) -> None:

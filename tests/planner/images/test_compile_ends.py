@@ -232,6 +232,6 @@ def test_of_two_commands_at_once_the_second_is_refused(tmp_path: Path) -> None:
         refused = subprocess.run(second, capture_output=True, text=True, check=False)
         first.send_signal(signal.SIGCONT)
     assert (first.returncode, refused.returncode) == (0, 2)
-    assert refused.stderr == f"error: {directory}: another compile of this plan is running: wait for it\n"
+    assert refused.stderr == f"error: {directory}: another command writes this plan: wait for it\n"
     check_images(plan, directory, verify=True, devices=["a"])
     assert not list(directory.glob(".compile-*"))
