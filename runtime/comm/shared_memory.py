@@ -24,10 +24,10 @@ from plans import shared_memory as layout
 from runtime.comm.exchange import ALL_GATHER, ALL_REDUCE, BROADCAST, Exchange
 from runtime.errors import MachineError
 
-SPIN_NS = 200_000
+SPIN_NS = 100_000
 """Longest time for which a rank that waits looks, in ns. On a virtual machine of two cores whoever wakes another takes
 30 to 55 us for it, which the slowest rank then does amid a step, and 5 us where the other looks; who is woken is 50 to
-85 us late. In a layer of a small model ranks with unequal shares wait for some 100 us."""
+85 us late. No core is busy for longer: where ranks with unequal shares wait longer in each layer, they sleep."""
 TIMEOUT_NS = 600 * 10**9
 """Time-out of one piece of a message, in ns; the watchdog ends a run long before."""
 SUMMED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
