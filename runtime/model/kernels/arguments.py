@@ -13,19 +13,21 @@ SCALES = ("bfloat16", "float16", "float32", "float8_e8m0")
 """Dtypes of their scales."""
 CODED_ROWS = 5
 """Rows of a quantized weight for which a thread has scratch: some that are float32, and their factors."""
-ITEMS = 16
-"""Most items, query heads of rows, that attend to a KV head together; a thread has scratch for so many."""
+ITEMS, FEW_ITEMS, MANY_COLUMNS = 16, 4, 16384
+"""Most items, query heads of rows, that attend to a KV head together: to up to MANY_COLUMNS columns, and to more."""
 LINE_FLOATS = 16
 """Float32 of a line of the processor's cache; no vector has more."""
 
 
 def attend_floats(head_dim: int, columns: int) -> int:
-    """Return the float32 of scratch of a thread that attends: ITEMS queries, sums and rows of scores.
+    """Return the float32 of scratch of a thread that attends: queries, sums and rows of scores of its items.
 
-    A row of scores is an odd number of lines, so that the rows do not fall into the same sets of the cache.
+    A row of scores is an odd number of lines, so that the rows do not fall into the same sets of the cache. Scratch for
+    some columns does for fewer.
     """
-    dims, lines = -(-head_dim // LINE_FLOATS), -(-columns // LINE_FLOATS) | 1
-    return ITEMS * LINE_FLOATS * (2 * dims + lines)
+    dims, lines, many = -(-head_dim // LINE_FLOATS), -(-columns // LINE_FLOATS) | 1, MANY_COLUMNS // LINE_FLOATS | 1
+    scores = ITEMS * lines if columns <= MANY_COLUMNS else max(ITEMS * many, FEW_ITEMS * lines)
+    return LINE_FLOATS * (2 * ITEMS * dims + scores)
 
 
 class Product(NamedTuple):

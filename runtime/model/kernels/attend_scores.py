@@ -177,6 +177,19 @@ def _configure(keys: Any, items: Any, rest: Any) -> None:
     load_configuration(place)
 
 
+@subroutine()
+def _turn(rows: Any, place: Any, offset: Any, count: Any, out: Any, stride: Any) -> None:
+    """Store a tile of scores [keys, items], ``offset`` behind ``place`` and ``rows``, as scores of ``count`` items."""
+    if count == TILE_ROWS:
+        turn_rows(rows, offset, out, stride)
+    else:
+        turn_rows(rows, offset, place + offset, TILE_BYTES)
+        for item in range(count):
+            copied, turned = floats(out + item * stride), floats(place + offset + item * TILE_BYTES)
+            for key in range(TILE_ROWS):
+                copied[key] = turned[key]
+
+
 @subroutine(apart=True)
 def _score_by_tiles(
     kept: Any, data: Any, a: Any, table: Any, count: Any, keys: Any, columns: Any, queries: Any, scores: Any
@@ -217,10 +230,10 @@ def _score_by_tiles(
                 store_more_scores(out + TILE_BYTES, 4)
         else:
             store_scores(place, TILE_BYTES)
-            turn_rows(rows, 0, out, own)
+            _turn(rows, place, 0, count, out, own)
             if together:
                 store_more_scores(place + TILE, TILE_BYTES)
-                turn_rows(rows, TILE, out + TILE_BYTES, own)
+                _turn(rows, place, TILE, count, out + TILE_BYTES, own)
         column += 2 * TILE_ROWS if together else height
     release_tiles()
 

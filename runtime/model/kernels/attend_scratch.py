@@ -12,7 +12,7 @@ from typing import Any
 from numba.core import types
 
 from plans.dtypes import KV_SCALE_BYTES
-from runtime.model.kernels.arguments import ITEMS, LINE_FLOATS
+from runtime.model.kernels.arguments import FEW_ITEMS, ITEMS, LINE_FLOATS, MANY_COLUMNS
 from runtime.model.kernels.elements import LINE_BYTES, floats, in_codes, itemsize
 from runtime.model.kernels.subroutines import subroutine
 
@@ -30,9 +30,18 @@ def score_bytes(columns: Any) -> Any:
 
 
 @subroutine(types.int64)
+def most_items(columns: Any) -> Any:
+    """Return how many items have scratch."""
+    return ITEMS if columns <= MANY_COLUMNS else FEW_ITEMS
+
+
+@subroutine(types.int64)
 def thread_bytes(head_dim: Any, columns: Any) -> Any:
     """Return the bytes of all of a thread's scratch."""
-    return ITEMS * (2 * head_bytes(head_dim) + score_bytes(columns))
+    scores = most_items(columns) * score_bytes(columns)
+    if columns > MANY_COLUMNS:
+        scores = max(scores, ITEMS * score_bytes(MANY_COLUMNS))
+    return 2 * ITEMS * head_bytes(head_dim) + scores
 
 
 @subroutine(types.int64)

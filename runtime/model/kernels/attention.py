@@ -15,9 +15,16 @@ from typing import Any
 import numpy as np
 from numba.core import types
 
-from runtime.model.kernels.arguments import ITEMS, Attend
+from runtime.model.kernels.arguments import FEW_ITEMS, ITEMS, Attend
 from runtime.model.kernels.attend_scores import score
-from runtime.model.kernels.attend_scratch import cached_bytes, head_bytes, scale_offset, score_bytes, thread_bytes
+from runtime.model.kernels.attend_scratch import (
+    cached_bytes,
+    head_bytes,
+    most_items,
+    scale_offset,
+    score_bytes,
+    thread_bytes,
+)
 from runtime.model.kernels.attend_values import sum_values
 from runtime.model.kernels.elements import (
     LANES,
@@ -34,16 +41,14 @@ from runtime.model.kernels.elements import (
     reserved,
     wide,
 )
-from runtime.model.kernels.softmax import ROUNDING, UNIT, add_bias, to_weights
+from runtime.model.kernels.softmax import BLOCK, HIDDEN, ROUNDING, UNIT, add_bias, shows, to_weights
 from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.team import barrier, thread, threads
 
-SIZES = (ITEMS, 8, 4, 1)
+SIZES = (ITEMS, 8, FEW_ITEMS, 1)
 """Items of a unit: the first number that makes enough units."""
 UNITS = 4
 """Least units for each thread, so that threads have about equally many items."""
-BLOCK = 64
-"""Columns of a bias that are looked at together for one that is seen."""
 LEAST_SCALE, LARGEST = 2.0**-126, 2.0**127
 """Least scale of codes, and the largest value that is stored: as in ``kv_codes``."""
 
@@ -83,7 +88,7 @@ def attend_all(data: Any, kept: Any, a: Any, me: Any, team: Any) -> None:
     heads, scratch = a.rows // a.rows_per_sequence * a.kv_heads, a.scratch + me * thread_bytes(a.head_dim, a.columns)
     most, unit = 1, 0
     for size in SIZES:
-        if most == 1 and heads * ((items + size - 1) // size) >= UNITS * team:
+        if most == 1 and size <= most_items(a.columns) and heads * ((items + size - 1) // size) >= UNITS * team:
             most = size
     for head in range(heads):
         for first in range(0, items, most):
@@ -192,14 +197,13 @@ def _attend_items(
 def _last_seen(data: Any, bias: Any, columns: Any) -> Any:
     """Return a number of columns, the first ones, behind which a bias shows nothing: a multiple of BLOCK, or all."""
     added, end = elements(data, bias), columns
-    while end > 0:
-        start = (end - 1) // BLOCK * BLOCK
-        shown = 0
-        for column in range(start, end):
-            shown += 1 if wide(added[column]) > F(-3e38) else 0
-        if shown:
-            break
-        end = start
+    if columns % BLOCK:
+        end = columns - columns % BLOCK
+        for column in range(end, columns):
+            if wide(added[column]) > F(HIDDEN):
+                return columns
+    while end > 0 and not shows(data, bias + (end - BLOCK) * itemsize(data)):
+        end -= BLOCK
     return end
 
 
@@ -226,8 +230,8 @@ def _soften(data: Any, scores: Any, bias: Any, columns: Any, scale: Any, cap: An
                 put(copy, i, F(-np.inf))
                 score[whole * LANES + i] = F(0)
         high = add_bias(data, scores + 4 * LANES * whole, place, 1, scale, high)
-    base, total = (high if high > F(-3e38) else F(0)), np.int64(0)
-    if sink > F(-3e38):
+    base, total = (high if high > F(HIDDEN) else F(0)), np.int64(0)
+    if sink > F(HIDDEN):
         total += np.int64(np.int32(exp(sink - base) * F(UNIT) + F(0.5)))
     return F(total + to_weights(scores, vectors, base)) / F(UNIT)
 

@@ -24,6 +24,10 @@ LOG2_E, LN2_HIGH, LN2_LOW = 1.44269504, 0.693359375, -2.12194440e-4
 """log2(e), and log(2) as the sum of two float32, of which the first has few bits."""
 SERIES = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 """Coefficients of r ** 7 ... r ** 2 in Cephes' expf, for |r| up to log(2) / 2."""
+BLOCK = 64
+"""Columns of a bias that are looked at together for one that is seen."""
+HIDDEN = -3e38
+"""A bias hides a column where it is not above this."""
 VECTOR, WORDS, SUMS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES), ir.VectorType(I64, LANES // 2)
 
 
@@ -94,6 +98,24 @@ def add_bias(typing: Any, data: Any, scores: Any, bias: Any, vectors: Any, scale
         return high
 
     return types.float32(data, types.int64, types.int64, types.int64, types.float32, types.float32), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def shows(typing: Any, data: Any, bias: Any) -> Any:
+    """Return whether a bias, the address of BLOCK elements, shows one of its columns: is above HIDDEN there."""
+    element = data.dtype
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        shown, nbytes = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [0] * LANES), element.bitwidth // 8
+        for first in range(0, BLOCK, LANES):
+            place = pointer(builder, builder.add(args[1], I64(nbytes * first)))
+            added = builder.load(place, typ=ir.VectorType(scalar_of(element), LANES), align=nbytes)
+            above = builder.fcmp_ordered(">", widened(builder, added, element), _constant(VECTOR, HIDDEN))
+            shown = builder.or_(shown, above)
+        bits = builder.bitcast(shown, ir.IntType(LANES))
+        return builder.icmp_unsigned("!=", bits, ir.IntType(LANES)(0))
+
+    return types.boolean(data, types.int64), code
 
 
 @intrinsic  # type: ignore[untyped-decorator]
