@@ -73,6 +73,10 @@ class Rows:
     oldest: Tensor | None = None
     """[B] int64: the column from which on the positions of a sequence follow one another, around the columns behind the
     tree's; None: they begin there."""
+    positions: Tensor | None = None
+    """[W] int64: of rows of trees, where there is ``oldest``."""
+    ring: int = 0
+    """Rows of the cache around which positions go, where there are ``positions``."""
     mask: Mask | None = None
     """What rows see, as a GPU reads it; None: on a CPU."""
 
@@ -219,7 +223,7 @@ class Attention:
                 assert rows.bias is not None
                 return ops.attend(
                     qkv, h, cache, rotary, rows.bias, rows.seen.start, rows.tree, rows.written, first, rows.oldest,
-                    self.scores.factors, self.scores.sinks,
+                    self.scores.factors, self.scores.sinks, rows.positions, rows.ring,
                 )  # fmt: skip
             rotate(qkv[:, : h + k], rotary)
             store(cache, qkv[:, h:], rows)

@@ -408,14 +408,14 @@ def attends(qkv: Tensor, cache: Tensor) -> bool:
 def attend(
     qkv: Tensor, query_heads: int, cache: Tensor, rotary: Tensor, bias: Tensor, seen: int, tree: int,
     written: slice | Tensor, first: int, oldest: Tensor | None = None,
-    factors: Tensor | None = None, sinks: Tensor | None = None,
+    factors: Tensor | None = None, sinks: Tensor | None = None, positions: Tensor | None = None, ring: int = 0,
 ) -> Tensor:  # fmt: skip
     """Rotate ``qkv`` [W, h + 2k, D] in place, write its keys and values to the cache, and attend: [W, h * D].
 
     ``cache`` [B, T, 2k, D], in int8 as ``kv_codes`` has it, of which the sequences from ``first`` on take part;
     ``rotary`` [2, W, 1, D] and ``bias`` [b, 1, n, t] as in ``layers.Rows``. ``seen``: the first of the t cache rows;
     the first ``tree`` are tree rows. Keys and values go to ``written``: n rows of each sequence, or W of all sequences'
-    rows. ``oldest`` as in ``Rows``; ``factors`` and ``sinks`` as in ``scores.Scores``.
+    rows. ``oldest``, ``positions`` and ``ring`` as in ``Rows``; ``factors`` and ``sinks`` as in ``scores.Scores``.
     """
     (rows, all_heads, head_dim), size, (sequences, _, n, columns) = qkv.shape, qkv.itemsize, bias.shape
     kv_heads = (all_heads - query_heads) // 2
@@ -428,6 +428,8 @@ def attend(
     assert tree <= columns
     assert n == written.stop - written.start if isinstance(written, slice) else written.shape[0] == rows
     assert oldest is None or oldest.shape == (sequences,)
+    assert oldest is None or not tree or (ring > 0 and positions is not None)
+    assert positions is None or (positions.shape == (rows,) and positions.is_contiguous())
     assert factors is None or (factors.shape == (2,) and factors.dtype == torch.float32)
     assert sinks is None or (sinks.shape == (query_heads,) and sinks.dtype == qkv.dtype and sinks.is_contiguous())
     out = torch.empty(rows, query_heads * head_dim, dtype=qkv.dtype)
@@ -452,6 +454,8 @@ def attend(
         columns=columns,
         tree_columns=tree,
         oldest=0 if oldest is None else oldest.data_ptr(),
+        positions=0 if positions is None else positions.data_ptr(),
+        ring=ring,
         bias=bias.data_ptr(),
         bias_sequence_stride=size * bias.stride(0),
         bias_row_stride=size * bias.stride(2),

@@ -100,7 +100,7 @@ class View:
         """
         cache, (count, nodes, _) = self.cache, visible.shape
         lengths, tree, stop = cache.lengths[own], cache.tree(nodes), cache.window(0, own)
-        oldest = bias = mask = None
+        oldest = bias = mask = asking = None
         depths = None if self._window is None else visible.sum(2)  # one more than a node's depth
         if self._window is not None and depths is not None and nodes > self._window:
             visible = visible & (depths.unsqueeze(1) > (depths - self._window).unsqueeze(2))
@@ -111,7 +111,8 @@ class View:
             mask = self._mask(positions, words, lengths, appended=0, tree=nodes)
         if self._bias is not None:
             bias = self._bias[: count * nodes].view(count, nodes, -1)[:, :, : stop - tree.start]  # [b, N, t]
-            oldest = self._bias_of_trees(bias, visible, depths, lengths)
+            asking = None if depths is None else (depths + (lengths - 1)).flatten()  # positions of the nodes
+            oldest = self._bias_of_trees(bias, visible, asking, lengths)
             bias = bias.unsqueeze(1)
         return Rows(
             rotary=tuple(rotary),
@@ -122,19 +123,21 @@ class View:
             tree=nodes,
             written=tree,
             oldest=oldest,
+            positions=asking,
+            ring=0 if asking is None else cache.rows - cache.tree_rows,
             own=slice(here.start * nodes, here.stop * nodes) if self._divided else None,
             mask=mask,
         )
 
-    def _bias_of_trees(self, bias: Tensor, visible: Tensor, depths: Tensor | None, lengths: Tensor) -> Tensor | None:
-        """Fill ``bias`` [b, N, t]; return ``Rows.oldest``. ``depths`` [b, N]: levels with a node's own, of windows."""
+    def _bias_of_trees(self, bias: Tensor, visible: Tensor, asking: Tensor | None, lengths: Tensor) -> Tensor | None:
+        """Fill ``bias`` [b, N, t]; return ``Rows.oldest``. ``asking`` [b * N]: positions of nodes, of windows."""
         cache, nodes = self.cache, visible.shape[1]
         sequence, oldest = bias[:, :, nodes:], None
-        if depths is None:
+        if asking is None:
             hide(sequence, cache.columns[: sequence.shape[2]] < lengths.unsqueeze(2))
         else:
-            asking = (depths + (lengths - 1)).unsqueeze(2)
-            self._hide(sequence, self._held(lengths, sequence.shape[2]).unsqueeze(1), asking)
+            held = self._held(lengths, sequence.shape[2]).unsqueeze(1)
+            self._hide(sequence, held, asking.view(-1, nodes, 1))
             oldest = cache.oldest(lengths, nodes)
         if self._hides_tree:
             bias[:, :, :nodes].fill_(float("-inf"))

@@ -135,6 +135,8 @@ class WholeLayers:
         written = rows.written
         assert n == written.stop - written.start if isinstance(written, slice) else written.shape[0] == width
         assert rows.oldest is None or rows.oldest.shape == (sequences,)
+        assert rows.oldest is None or not rows.tree or (rows.ring > 0 and rows.positions is not None)
+        assert rows.positions is None or (rows.positions.shape == (width,) and rows.positions.is_contiguous())
         widens, per_thread = ops.widens(self._dtype) or self._coded, width <= NORMED_ROWS
         packs = multiplies_tiles(self._dtype) and per_thread
         widened_rows = (width * threads if packs else width) if widens else 0
@@ -168,6 +170,7 @@ class WholeLayers:
                 written_index=0 if isinstance(written, slice) else written.data_ptr(),
                 first_written=written.start if isinstance(written, slice) else 0,
                 columns=columns, tree_columns=rows.tree, oldest=0 if rows.oldest is None else rows.oldest.data_ptr(),
+                positions=0 if rows.positions is None else rows.positions.data_ptr(), ring=rows.ring,
                 bias=rows.bias.data_ptr(),
                 bias_sequence_stride=size * rows.bias.stride(0), bias_row_stride=size * rows.bias.stride(2),
                 scratch=at["scores"],
@@ -197,6 +200,7 @@ class WholeLayers:
             named |= {name: matrix} if isinstance(matrix, Tensor) else _coded_operands(name, matrix)
         indices = {} if isinstance(rows.written, slice) else {"written_index": rows.written}
         indices |= {} if rows.oldest is None else {"oldest": rows.oldest}
+        indices |= {} if rows.positions is None else {"positions": rows.positions}
         own = {
             "rotary": rows.rotary[block.attention.table],
             "bias": self._rows.bias,

@@ -20,14 +20,19 @@ LINE_FLOATS = 16
 
 
 def attend_floats(head_dim: int, columns: int) -> int:
-    """Return the float32 of scratch of a thread that attends: queries, sums and rows of scores of its items.
+    """Return the float32 of scratch of a thread that attends: queries, sums, rows of scores and weights of its items.
 
-    A row of scores is an odd number of lines, so that the rows do not fall into the same sets of the cache. Scratch for
-    some columns does for fewer.
+    A row is an odd number of lines, so that the rows do not fall into the same sets of the cache. Weights are those of
+    ``attend_value_tiles``, bfloat16, with up to 96 zeros. Scratch for some columns does for fewer.
     """
-    dims, lines, many = -(-head_dim // LINE_FLOATS), -(-columns // LINE_FLOATS) | 1, MANY_COLUMNS // LINE_FLOATS | 1
-    scores = ITEMS * lines if columns <= MANY_COLUMNS else max(ITEMS * many, FEW_ITEMS * lines)
-    return LINE_FLOATS * (2 * ITEMS * dims + scores)
+
+    def lines(columns: int) -> int:
+        return (-(-columns // LINE_FLOATS) | 1) + (-(-(columns + 96) // (2 * LINE_FLOATS)) | 1)
+
+    rows = ITEMS * lines(min(columns, MANY_COLUMNS))
+    if columns > MANY_COLUMNS:
+        rows = max(rows, FEW_ITEMS * lines(columns))
+    return LINE_FLOATS * (2 * ITEMS * -(-head_dim // LINE_FLOATS) + rows)
 
 
 class Product(NamedTuple):
@@ -210,6 +215,10 @@ class Attend(NamedTuple):
     oldest: int
     """int64 [B]: the column from which on the positions of a sequence follow one another, around the columns behind the
     tree's; address 0: they begin there."""
+    positions: int
+    """int64 [W]: positions of the rows, where there are ``oldest`` and a tree."""
+    ring: int
+    """Rows of the cache around which positions go, where there are ``oldest`` and a tree."""
     bias: int
     """[B, n, t], added to the scores."""
     bias_sequence_stride: int
@@ -322,6 +331,8 @@ class Forward(NamedTuple):
     columns: int
     tree_columns: int
     oldest: int
+    positions: int
+    ring: int
     bias: int
     bias_sequence_stride: int
     bias_row_stride: int

@@ -1,6 +1,6 @@
 """Scratch of a thread that attends, and how heads lie in the KV cache.
 
-    [ITEMS, D] queries   [ITEMS, D] sums of values   [ITEMS, t] scores, then weights        float32
+    [ITEMS, D] queries   [ITEMS, D] sums of values   [ITEMS, t] scores, then weights   [ITEMS, t] weights, bfloat16
 
 D is rounded up to whole lines of the processor's cache, t to an odd number of them: ``arguments.attend_floats``. A
 query is one of elements where those are multiplied in pairs; queries for tiles are packed, and lie in place of all of
@@ -30,6 +30,12 @@ def score_bytes(columns: Any) -> Any:
 
 
 @subroutine(types.int64)
+def weight_bytes(columns: Any) -> Any:
+    """Return the bytes of a row of weights of ``attend_value_tiles``."""
+    return ((columns + 96 + 2 * LINE_FLOATS - 1) // (2 * LINE_FLOATS) | 1) * LINE_BYTES
+
+
+@subroutine(types.int64)
 def most_items(columns: Any) -> Any:
     """Return how many items have scratch."""
     return ITEMS if columns <= MANY_COLUMNS else FEW_ITEMS
@@ -38,10 +44,10 @@ def most_items(columns: Any) -> Any:
 @subroutine(types.int64)
 def thread_bytes(head_dim: Any, columns: Any) -> Any:
     """Return the bytes of all of a thread's scratch."""
-    scores = most_items(columns) * score_bytes(columns)
+    rows = most_items(columns) * (score_bytes(columns) + weight_bytes(columns))
     if columns > MANY_COLUMNS:
-        scores = max(scores, ITEMS * score_bytes(MANY_COLUMNS))
-    return 2 * ITEMS * head_bytes(head_dim) + scores
+        rows = max(rows, ITEMS * (score_bytes(MANY_COLUMNS) + weight_bytes(MANY_COLUMNS)))
+    return 2 * ITEMS * head_bytes(head_dim) + rows
 
 
 @subroutine(types.int64)

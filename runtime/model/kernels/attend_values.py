@@ -13,9 +13,10 @@ from runtime.model.kernels.attend_scratch import (
     scale_offset,
     score_bytes,
 )
+from runtime.model.kernels.attend_value_tiles import sum_by_tiles
 from runtime.model.kernels.elements import LANES, F, floats, in_codes, itemsize, numbers, octets, reserved
 from runtime.model.kernels.inner_loops import weigh
-from runtime.model.kernels.subroutines import subroutine
+from runtime.model.kernels.subroutines import by_tiles, subroutine
 
 VALUE_ROWS = 64
 """Rows of values that are summed for all dims and items before the next."""
@@ -30,9 +31,9 @@ single_whole, single_one = weigh(VECTORS, 1), weigh(1, 1)
 padded_values = reserved(VALUE_ROWS * LANES)
 
 
-@subroutine()
-def sum_values(
-    kept: Any, a: Any, weights: Any, values: Any, sums: Any, count: Any, columns: Any, sequence: Any
+@subroutine(apart=True)
+def _sum_by_vectors(
+    kept: Any, a: Any, weights: Any, values: Any, sums: Any, sequence: Any, first_item: Any, count: Any, columns: Any
 ) -> None:  # fmt: skip
     """Sum the values of all columns by their weights, for ``count`` items.
 
@@ -104,3 +105,10 @@ def _add_block(
                     single_one(kept, source, stride, factors, own, target, total, rows)
                 start += LANES
         item += some
+
+
+sum_values = by_tiles(sum_by_tiles, _sum_by_vectors)
+"""Sum the values of columns by their weights.
+
+Arguments: a pointer to elements of the cache; ``a``, an Attend; addresses of the weights in scratch, of the values of
+the first column, and of the sums; the number of the sequence, of its first item, of items, and of columns."""

@@ -185,7 +185,7 @@ def _attend_items(
         row_bias = bias + item // group * a.bias_row_stride
         divisor = _soften(data, scores + number * own, row_bias, seen, scale, cap, sink)
         floats(scratch)[number] = divisor  # the queries have been used
-    sum_values(kept, a, scores, keys + a.kv_heads * cached, sums, count, seen, sequence)
+    sum_values(kept, a, scores, keys + a.kv_heads * cached, sums, sequence, first, count, seen)
     for number in range(count):
         item, divisor, total = first + number, floats(scratch)[number], floats(sums + number * head_bytes(a.head_dim))
         target = elements(data, out + (item // group * a.query_heads + item % group) * head)

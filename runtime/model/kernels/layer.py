@@ -158,7 +158,7 @@ def _attending(a: Any, f: Any, size: Any) -> Any:
         seen=own_rows + f.first_seen * a.row_stride, sequence_stride=a.sequence_stride, row_stride=a.row_stride,
         all_rows=a.cache, written_index=f.written_index,
         written=own_rows + f.first_written * a.row_stride, columns=f.columns, tree_columns=f.tree_columns,
-        oldest=f.oldest, bias=f.bias, bias_sequence_stride=f.bias_sequence_stride,
+        oldest=f.oldest, positions=f.positions, ring=f.ring, bias=f.bias, bias_sequence_stride=f.bias_sequence_stride,
         bias_row_stride=f.bias_row_stride, out=attended, scratch=f.scratch,
         factors=a.factors, sinks=a.sinks,
     )  # fmt: skip

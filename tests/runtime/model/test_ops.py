@@ -15,6 +15,8 @@ from runtime.model.kv_codes import decoded, encoded
 from runtime.model.layers import rotary_table, rotate
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+PATHS = ((0,), (0, 1), (0, 2), (0, 1, 3), (0, 1, 4), (0, 1, 4, 5))
+"""Nodes of a tree: its ancestors from the root on, and itself."""
 
 
 def seeded(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -225,13 +227,14 @@ def test_attention_of_a_chunk_does_not_depend_on_its_division(
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "dims", "capped"), [(2, 2, 64, False), (8, 2, 30, True), (5, 1, 24, True)]
+    ("heads", "kv_heads", "dims", "capped", "length"),
+    [(2, 2, 64, False, 43), (8, 2, 30, True, 61), (5, 1, 24, True, 64), (3, 1, 80, False, 0)],
 )
 def test_attention_of_a_tree_node_equals_that_of_plain_decoding(
-    dtype: torch.dtype, heads: int, kv_heads: int, dims: int, capped: bool, int8: bool
+    dtype: torch.dtype, heads: int, kv_heads: int, dims: int, capped: bool, length: int, int8: bool
 ) -> None:
     """Bit for bit, for any cache rows, hidden columns and other rows, so that no token depends on a drafted one."""
-    paths, length = ((0,), (0, 1), (0, 2), (0, 1, 3), (0, 1, 4), (0, 1, 4, 5)), 43
+    paths = PATHS
     nodes, columns = len(paths), [0.0 if row in path else float("-inf") for path in paths for row in range(len(paths))]
     qkv = seeded(nodes, heads + 2 * kv_heads, dims, dtype=dtype)
     table = rotary_table(torch.linspace(1, 0.01, dims // 2), length + nodes, dtype).unsqueeze(2)
@@ -242,7 +245,7 @@ def test_attention_of_a_tree_node_equals_that_of_plain_decoding(
     def visible(count: int, of: int) -> list[float]:
         return [0.0] * count + [float("-inf")] * (of - count)
 
-    bias = torch.cat([torch.tensor(columns).view(nodes, nodes), torch.tensor(visible(length, 60)).expand(nodes, -1)], 1)
+    bias = torch.cat([torch.tensor(columns).view(nodes, nodes), torch.tensor(visible(length, 67)).expand(nodes, -1)], 1)
     rotary = table[:, [length + len(path) - 1 for path in paths]]
     together = ops.attend(
         qkv.clone(), heads, before.clone(), rotary, bias.to(dtype)[None, None], 0, nodes, slice(0, nodes), 0, None,
@@ -257,6 +260,52 @@ def test_attention_of_a_tree_node_equals_that_of_plain_decoding(
             alone = ops.attend(rows, heads, cache, turned, own, nodes - 1, 1, last, 0, None, *softmax)
             cache[:, nodes + length + depth] = cache[:, nodes - 1]
         assert torch.equal(alone, together[path[-1] : path[-1] + 1])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    length=st.integers(0, 210),
+    ring=st.sampled_from([64, 66, 79]),
+    window=st.sampled_from([1, 3, 40, 59]),
+)
+def test_attention_in_a_ring_has_the_bits_of_plain_decoding_and_of_a_chunk(
+    dtype: torch.dtype, length: int, ring: int, window: int
+) -> None:
+    """Nodes of a tree behind ``length`` positions, each node of a path by itself, and the path as a chunk."""
+    heads, kv_heads, dims, nodes, path = 3, 1, 48, len(PATHS), PATHS[-1]
+    qkv = seeded(nodes, heads + 2 * kv_heads, dims, dtype=dtype)
+    table = rotary_table(torch.linspace(1, 0.01, dims // 2), length + nodes, dtype).unsqueeze(2)
+    before, rows = seeded(1, nodes + ring, 2 * kv_heads, dims, dtype=dtype), torch.arange(ring)
+
+    def sequence(end: int, positions: Tensor) -> Tensor:
+        held = end - 1 - (end - 1 - rows) % ring  # of the last position in each row
+        return (held >= 0) & (held <= positions[:, None]) & (held > positions[:, None] - window)
+
+    def attended(cache: Tensor, of: Tensor, own: Tensor, positions: Tensor, end: int) -> Tensor:
+        """``own`` [rows, tree]: visible nodes; none: the rows are a chunk."""
+        tree = own.shape[1]
+        bias = torch.cat([own, sequence(end, positions)], 1).to(dtype).log()[None, None]
+        written = slice(nodes - tree, nodes) if tree else nodes + positions % ring
+        oldest = torch.tensor([tree + (end % ring if end > ring else 0)])
+        return ops.attend(
+            qkv[of].clone(), heads, cache, table[:, positions], bias, nodes - tree, tree, written, 0, oldest,
+            positions=positions, ring=ring,
+        )  # fmt: skip
+
+    depths = torch.tensor([len(path) - 1 for path in PATHS])
+    visible = torch.tensor([[node in path[-window:] for node in range(nodes)] for path in PATHS])
+    together = attended(before.clone(), torch.arange(nodes), visible, length + depths, length)
+    cache, alone = before.clone(), []
+    for depth, node in enumerate(path):
+        position = torch.tensor([length + depth])
+        alone.append(attended(cache, torch.tensor([node]), torch.ones(1, 1) > 0, position, length + depth))
+        cache[:, nodes + (length + depth) % ring] = cache[:, nodes - 1]
+    assert torch.equal(torch.cat(alone), together[list(path)])
+    positions = length + torch.arange(len(path))
+    none = torch.zeros(len(path), 0, dtype=torch.bool)
+    chunk = attended(before.clone(), torch.tensor(path), none, positions, length + len(path))
+    assert torch.equal(chunk, together[list(path)])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

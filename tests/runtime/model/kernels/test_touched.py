@@ -149,7 +149,8 @@ def test_a_rotary_table_of_smaller_heads_would_be_read_beyond_its_end() -> None:
         qkv=qkv.data_ptr(), cosines=rotary.data_ptr(), sines_offset=4 * rotary.stride(0), rows=6, rows_per_sequence=3,
         query_heads=4, kv_heads=2, head_dim=4, seen=cache.data_ptr(), sequence_stride=4 * cache.stride(0),
         row_stride=4 * cache.stride(1), all_rows=cache.data_ptr(), written_index=0, written=cache.data_ptr(),
-        columns=7, tree_columns=3, oldest=0, bias=bias.data_ptr(), bias_sequence_stride=4 * bias.stride(0),
+        columns=7, tree_columns=3, oldest=0, positions=0, ring=0,
+        bias=bias.data_ptr(), bias_sequence_stride=4 * bias.stride(0),
         bias_row_stride=4 * bias.stride(2), out=scratch.data_ptr(), scratch=scratch.data_ptr(),
         factors=0, sinks=0,
     )  # fmt: skip

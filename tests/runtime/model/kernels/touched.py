@@ -183,6 +183,9 @@ def attend(a: Attend, size: int, threads: int, *, int8: bool = False) -> Iterato
     if a.oldest:
         yield from rows("oldest", a.oldest, 8, sequences, 8)
         assert all(column >= a.tree_columns for column in words(a.oldest, sequences))
+        assert a.ring or not a.tree_columns
+    if a.positions:
+        yield from rows("positions", a.positions, 8, a.rows, 8)
     yield from rows("out", a.out, a.query_heads * head, a.rows, a.query_heads * head)
     if a.sinks:
         yield "sinks", a.sinks, a.sinks + a.query_heads * size
@@ -222,7 +225,8 @@ def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
             seen=own_rows + f.first_seen * a.row_stride, sequence_stride=a.sequence_stride, row_stride=a.row_stride,
             all_rows=a.cache, written_index=f.written_index, written=own_rows + f.first_written * a.row_stride,
             columns=f.columns, tree_columns=f.tree_columns,
-            oldest=f.oldest, bias=f.bias, bias_sequence_stride=f.bias_sequence_stride,
+            oldest=f.oldest, positions=f.positions, ring=f.ring,
+            bias=f.bias, bias_sequence_stride=f.bias_sequence_stride,
             bias_row_stride=f.bias_row_stride, out=f.inner + f.rows * heads * d * size, scratch=f.scratch,
             factors=a.factors, sinks=a.sinks,
         )  # fmt: skip
