@@ -35,6 +35,7 @@ from runtime.model.kernels.elements import (
     exp,
     floats,
     in_codes,
+    in_tiles,
     itemsize,
     numbers,
     put,
@@ -46,7 +47,7 @@ from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.team import barrier, thread, threads
 
 SIZES = (ITEMS, 8, FEW_ITEMS, 1)
-"""Items of a unit: the first number that makes enough units."""
+"""Items of a unit by vectors: the first number that makes enough units."""
 UNITS = 4
 """Least units for each thread, so that threads have about equally many items."""
 LEAST_SCALE, LARGEST = 2.0**-126, 2.0**127
@@ -81,15 +82,29 @@ def rotate_and_write(data: Any, kept: Any, a: Any, me: Any, team: Any) -> None:
         _rotate_and_write(data, kept, a, row)
 
 
+@subroutine(types.int64)
+def _unit_items(kept: Any, items: Any, heads: Any, most: Any, team: Any) -> Any:
+    """Return the most items of a unit, of ``items`` of each of ``heads`` KV heads, of which a unit has one.
+
+    Tiles take about as long for few items as for many: there are as few units as leave no thread without one.
+    """
+    if in_tiles(kept):
+        parts = (items + most - 1) // most
+        while heads * parts < team and parts < items:
+            parts += 1
+        return (items + parts - 1) // parts
+    for size in SIZES:
+        if size <= most and heads * ((items + size - 1) // size) >= UNITS * team:
+            return size
+    return 1
+
+
 @subroutine(apart=True)
 def attend_all(data: Any, kept: Any, a: Any, me: Any, team: Any) -> None:
     """Attend with this thread's units of items, once all keys and values are written."""
     items = a.rows_per_sequence * (a.query_heads // a.kv_heads)  # of a KV head of a sequence
     heads, scratch = a.rows // a.rows_per_sequence * a.kv_heads, a.scratch + me * thread_bytes(a.head_dim, a.columns)
-    most, unit = 1, 0
-    for size in SIZES:
-        if most == 1 and size <= most_items(a.columns) and heads * ((items + size - 1) // size) >= UNITS * team:
-            most = size
+    most, unit = _unit_items(kept, items, heads, most_items(a.columns), team), 0
     for head in range(heads):
         for first in range(0, items, most):
             if unit % team == me:
