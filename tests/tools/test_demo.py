@@ -30,13 +30,13 @@ def test_the_committed_plan_is_the_one_that_the_demo_builds(tmp_path: Path) -> N
 
 
 def test_the_head_has_a_profile_of_prompts_that_are_not_held_out() -> None:
-    """Over those the demo's tree accepted 1.58 tokens on one device and 1.61 on four."""
+    """Over those the demo's tree accepted 1.84 tokens on one device."""
     counted = (HEAD / "profile_prompts.txt").read_text().splitlines()
     assert not set(counted) & set(json.loads((HEAD / "prompts.json").read_text()))
     profile, tree = load_profile(PLAN / "acceptance.yaml", inside=False), codec.load(PLAN).options.tree
     assert (HEAD / "acceptance.yaml").read_bytes() == (PLAN / "acceptance.yaml").read_bytes()
     assert (profile.origin, f"{len(counted)} prompts" in profile.source) == ("counted", True)
-    assert expected_ppm(profile, tree) / 1e6 == pytest.approx(1.6, abs=0.05)
+    assert expected_ppm(profile, tree) / 1e6 == pytest.approx(1.82, abs=0.05)
 
 
 def test_no_device_could_hold_the_model_alone() -> None:
