@@ -18,6 +18,7 @@ one step of a layer, and all threads of libgomp's team (the threads that torch h
     decoding      codes as float32
     int4          products with codes of int4, as integers
     int8          products with codes of int8 of one scale for each output, as integers
+    int8_tiles    those of more rows by AMX
     layer         a whole layer as one kernel
     team          libgomp's functions that a kernel calls: number of this thread, of all threads, barrier
     processor     the processor's vector instructions, which decide how elements are multiplied

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba.core import types
 
-from runtime.model.kernels import int4, int8
+from runtime.model.kernels import int4, int8, int8_tiles
 from runtime.model.kernels.arguments import CODED_ROWS, CodedProduct
 from runtime.model.kernels.decoding import (
     BLOCK,
@@ -48,10 +48,14 @@ DIRECT_PASS_ROWS = 4
 """Most rows of x that codes are multiplied with at once."""
 DIRECT_ROWS, DIRECT_ROWS_FLOATS = 12, 3
 """Most rows of x for which integers and floats are decoded in registers, for each pass anew."""
+TILED_ROWS = 3
+"""Least rows of x for which codes are multiplied by tiles."""
 PANEL = 16
 """Rows of codes whose scales and zero points are made float32 together."""
 
 FLOAT_BYTES = 4
+
+ROWS = int8_tiles.ROWS
 
 coded_arguments = arguments_of(CodedProduct)
 int8_blocks, float8_blocks, float4_blocks = (spread(code) for code in (INT8, FLOAT8, FLOAT4))
@@ -83,6 +87,9 @@ def _arrange(data: Any, a: Any, out: Any, place: Any, first: Any, step: Any) -> 
     ``place``: scratch of this thread for a row whose columns are in another order.
     """
     blocks, all_blocks, factor = a.inputs // BLOCK, (a.inputs + BLOCK - 1) // BLOCK, start_factor(a)
+    if _tiled(a):
+        _pack(data, a, out, place, first, step)
+        return
     for row in range(first, a.rows, step):
         source, target = a.x + row * a.x_stride, out + row * a.widened_stride
         if a.order:
@@ -108,6 +115,21 @@ def _arrange(data: Any, a: Any, out: Any, place: Any, first: Any, step: Any) -> 
             _arrange_blocks(data, a, filled, target + 4 * BLOCK * blocks, 1, begins + 4 * blocks, factor)
         for number in range(all_blocks, (all_blocks + LANES - 1) // LANES * LANES):
             floats(begins)[number] = np.float32(0)
+
+
+@subroutine(apart=True, fast=frozenset())
+def _pack(data: Any, a: Any, out: Any, place: Any, first: Any, step: Any) -> None:
+    """Pack blocks ``first``, ``first`` + ``step``, … of the rows of x, as ``_arrange`` does rows."""
+    gathered = place + ROWS * a.values_stride
+    for row in range(first * ROWS, a.rows, step * ROWS):
+        rows = min(ROWS, a.rows - row)
+        for number in range(rows):
+            source = a.x + (row + number) * a.x_stride
+            if a.order:
+                _gather(data, a, source, gathered)
+                source = gathered
+            arrange_exact(data, source, place + number * a.values_stride, a.inputs)
+        pack_exact(data, place, a.values_stride, rows, a.inputs, out + row * a.widened_stride)
 
 
 @subroutine()
@@ -141,7 +163,7 @@ def _multiply(data: Any, a: Any, x: Any, output: Any, last: Any, me: Any) -> Non
     elif a.code == INT4:
         direct_int4(data, a, x, output, last, values)
     elif _exact(a):
-        direct_exact(data, a, x, output, last, values)
+        _multiply_exact(data, a, x, output, last, values)
     elif few and a.inputs % BLOCK == 0 and last - output >= GROUP:
         if a.code == INT8 and a.zeros:
             direct_int8_zeros(data, a, x, output, last, values)
@@ -246,10 +268,24 @@ direct_int4, direct_int8, direct_float8, direct_float4 = (
 direct_int4_zeros, direct_int8_zeros = (_direct(code, zeros=True) for code in (INT4, INT8))
 
 
+@subroutine()
+def _multiply_exact(data: Any, a: Any, x: Any, output: Any, last: Any, scales: Any) -> None:
+    if _tiled(a):
+        multiply_tiles(data, a, x, output, last, scales)
+    else:
+        direct_exact(data, a, x, output, last, scales)
+
+
 @subroutine(types.boolean)
 def _exact(a: Any) -> Any:
     """Return whether codes of ``a``, a CodedProduct, are multiplied as integers of all columns (``int8``)."""
     return EXACT and a.code == INT8 and a.group >= a.inputs and not a.zeros and a.inputs <= int8.MOST_INPUTS
+
+
+@subroutine(types.boolean)
+def _tiled(a: Any) -> Any:
+    """Return whether these integers are multiplied by tiles."""
+    return TILED and a.rows >= TILED_ROWS and _exact(a)
 
 
 def _exact_pass(outputs: int, rows: int) -> Any:
@@ -301,8 +337,15 @@ def _exactly() -> Any:
     return direct
 
 
+@subroutine()
+def _no_pack(data: Any, source: Any, stride: Any, rows: Any, inputs: Any, out: Any) -> None:
+    """Take the place of ``int8_tiles.pack``."""
+
+
 EXACT = int8.AVAILABLE
+TILED = int8_tiles.AVAILABLE
 arrange_exact, direct_exact = (int8.arrange, _exactly()) if EXACT else (int4.arrange, direct_int8)
+pack_exact, multiply_tiles = (int8_tiles.pack, int8_tiles.multiply) if TILED else (_no_pack, direct_int8)
 """Where the processor cannot multiply so, functions with the same arguments, which are not called."""
 
 

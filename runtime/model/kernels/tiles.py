@@ -83,13 +83,13 @@ def zero_tiles(count: int) -> Any:
     return zero
 
 
-def dot(total: int, weights: int, rows: int) -> Any:
+def dot(total: int, weights: int, rows: int, instruction: str = "tdpbf16ps") -> Any:
     """Return an intrinsic that adds to tile ``total`` the products of two others."""
 
     @intrinsic  # type: ignore[untyped-decorator]
     def multiply(typing: Any) -> Any:
         def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            called = function(builder, ir.VoidType(), [I8] * 3, "llvm.x86.tdpbf16ps")
+            called = function(builder, ir.VoidType(), [I8] * 3, f"llvm.x86.{instruction}")
             builder.call(called, [I8(total), I8(weights), I8(rows)])
             return context.get_dummy_value()
 
