@@ -9,7 +9,7 @@ from typing import Literal
 
 from planner.quantized.layouts import Layout, PackedRows, PlainRows
 from planner.quantized.records import SCALE_HEADERS, Expected, ScaleDType, Stored, kv_scales
-from planner.quantized.settings import Pattern, Settings, block_of
+from planner.quantized.settings import NOT_READ, Pattern, Settings, block_of
 from plans.format import quote
 from plans.quantized import groups
 from plans.schema import WeightFormat
@@ -130,7 +130,7 @@ class CompressedTensors:
 def read(settings: Settings) -> CompressedTensors:
     """Read the settings of compressed-tensors; raise ConfigError."""
     formats = (*FORMATS, MIXED)
-    form = settings.one_of("format", formats, "pack-quantized", "compressed otherwise, which is not read here")
+    form = settings.one_of("format", formats, "pack-quantized", f"compressed otherwise, {NOT_READ}")
     settings.one_of("quantization_status", ("compressed", "frozen"), "compressed", "the weights are not quantized")
     for name in ("transform_config", "sparsity_config", "moe_sparsity_config"):
         value = settings.get(name)
@@ -158,13 +158,13 @@ def _target(text: str, settings: Settings, name: str) -> Target:
 def _scheme(group: Settings, of_all: str) -> Scheme:
     """Read one group of layers."""
     targets = _targets(group, "targets")
-    form = group.one_of("format", FORMATS, of_all, "compressed otherwise, which is not read here")
+    form = group.one_of("format", FORMATS, of_all, f"compressed otherwise, {NOT_READ}")
     group.finish("weights", "input_activations", "output_activations", "targets", "format")
     weights = group.inner("weights")
     bits = weights.one_of("num_bits", (4, 8), 8)
     kind = weights.one_of("type", ("int", "float"), "int")
     if kind == "float" and bits == 4:
-        raise weights.fail("num_bits", "found 4 of type float (NVFP4 or MXFP4), expected 8: not read here")
+        raise weights.fail("num_bits", f"found 4 of type float (NVFP4 or MXFP4), expected 8: {NOT_READ}")
     strategies = ("tensor", "channel", "group", "block")
     group_size, block = weights.get("group_size"), weights.get("block_structure")
     implied = "group" if group_size else "block" if block else "tensor"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from planner.quantized.layouts import PlainRows
 from planner.quantized.records import SCALE_HEADERS, Expected, ScaleDType, Stored, kv_scales
-from planner.quantized.settings import Names, Settings, block_of
+from planner.quantized.settings import NOT_READ, Names, Settings, block_of
 from plans.format import quote
 from plans.quantized import groups
 from plans.schema import WeightFormat
@@ -63,7 +63,7 @@ def read_modelopt(settings: Settings) -> Fp8Recipe:
     """Read ModelOpt's settings, of ``config.json`` or of the key ``quantization`` of ``hf_quant_config.json``."""
     algorithm = settings.get("quant_algo")
     if algorithm != "FP8":
-        raise settings.fail("quant_algo", f"found {quote(algorithm)}, expected FP8: other weights are not read here")
+        raise settings.fail("quant_algo", f"found {quote(algorithm)}, expected FP8: {NOT_READ}")
     skipped = settings.names("ignore") + settings.names("exclude_modules")
     settings.finish(
         "quant_method", "producer", "config_groups", "kv_cache_scheme", "kv_cache_quant_algo", "quantized_layers"

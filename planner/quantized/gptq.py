@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from planner.quantized.layouts import Awq, Gptq
 from planner.quantized.records import SCALE_HEADERS, Expected, ScaleDType, Stored
-from planner.quantized.settings import Names, Pattern, Settings
+from planner.quantized.settings import NOT_READ, Names, Pattern, Settings
 from plans.format import quote
 from plans.quantized import groups
 from plans.schema import WeightFormat
@@ -215,7 +215,7 @@ def read_awq(settings: Settings) -> AwqRecipe:
     settings.one_of("bits", (4,), None)
     version = settings.get("version", settings.get("format", "gemm"))
     if not isinstance(version, str) or version.lower() != "gemm":
-        raise settings.fail("version", f"found {quote(version)}, expected gemm: packed otherwise, not read here")
+        raise settings.fail("version", f"found {quote(version)}, expected gemm: packed otherwise, {NOT_READ}")
     settings.one_of("lm_head", (False,), False, "a quantized lm_head is not read here")
     settings.one_of("zero_point", (True,), True, "codes without zero points are not read here")
     skipped = settings.names("modules_to_not_convert")

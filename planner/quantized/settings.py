@@ -14,6 +14,8 @@ MOST_PATTERN = 2000
 """Most characters of a regular expression."""
 MOST_MATCH_S = 1.0
 """Longest time to match an expression with one name: some take exponential time."""
+NOT_READ = "not read here: give the checkpoint before quantization"
+"""What is said of a way to quantize that is known, and not read."""
 
 
 class Settings:
@@ -36,7 +38,7 @@ class Settings:
         value = self._values.get(name)
         return default if value is None else value
 
-    def one_of(self, name: str, allowed: Sequence[Any], default: Any, reason: str = "not read here") -> Any:
+    def one_of(self, name: str, allowed: Sequence[Any], default: Any, reason: str = NOT_READ) -> Any:
         """Return a value that is one of those that are read."""
         value = self.get(name, default)
         if not any(type(value) is type(other) and value == other for other in allowed):

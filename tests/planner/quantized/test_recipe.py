@@ -281,6 +281,22 @@ def test_refused(config: Any, problem: str) -> None:
         read(config)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+        compressed({"type": "float"}),
+        compressed(format="nvfp4-pack-quantized"),
+        compressed(format="mxfp4-pack-quantized"),
+        compressed({"num_bits": 3}),
+        AWQ | {"version": "gemv"},
+    ],
+)
+def test_a_format_that_is_not_read_is_refused_with_what_to_do(config: Any) -> None:
+    with pytest.raises(ConfigError, match="not read here: give the checkpoint before quantization"):
+        read(config)
+
+
 def test_an_expression_that_takes_forever_is_refused() -> None:
     recipe = read(compressed(ignore=[r"re:(.+).*(.+).*(.+).*\3\2\1\1j"]))
     with pytest.raises(ConfigError, match=r"expected a regular expression that is matched with .* in 1\.0 s"):
