@@ -449,3 +449,13 @@ def _blocks(rows: int, most: int) -> tuple[slice, ...]:
 def round_up(value: int, granule: int) -> int:
     """Return the least multiple of ``granule`` that is at least ``value``."""
     return -(-value // granule) * granule
+
+
+MERGED_ITEMS = 16
+"""Most items, query heads of rows, of a KV head and a sequence whose splits of the cache a GPU's attention merges by
+itself: one block of the tensor cores. Of more, a kernel of its own does it, with more programs."""
+
+
+def merges_itself(rows: int, group: int) -> bool:
+    """Return whether attention is one kernel on a GPU; ``rows``: of a sequence, ``group``: query heads of a KV head."""
+    return rows * group <= MERGED_ITEMS

@@ -32,6 +32,7 @@ from plans.usable import runs_kernels
 from runtime.model.mask import Mask
 from runtime.model.triton_kernels import (
     attention,
+    caches,
     divided_draws,
     experts,
     heads,
@@ -109,6 +110,7 @@ def mask(rows: int, *, tree: int, window: int | None = None, sequences: int = 1,
     return Mask(
         positions=empty(rows, dtype=torch.int64), ancestors=words, lengths=empty(sequences, 1, dtype=torch.int64),
         appended=7, tree=tree, start=64, window=window, part=0, parts=1, splits=splits,
+        counters=empty(8 * sequences, dtype=torch.int32),
     )  # fmt: skip
 
 
@@ -126,6 +128,9 @@ def weight(code: str, scale: str, group: int | None, *, zeros: bool, experts: in
     )  # fmt: skip
 
 
+PLACES: dict[str, Any] = {
+    "first": 0, "tree_rows": 64, "cache_rows": 8320, "part": 0, "parts": 1, "wraps": False,
+}  # fmt: skip
 FORMS = {
     "int4-g128": weight("int4", "bfloat16", 128, zeros=True),
     "int4-g128-ordered": weight("int4", "float16", 128, zeros=True, ordered=True),
@@ -151,6 +156,16 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     return {
         "norm": lambda: rowwise.norm(x, vector, 1e-5),
         "residual, norms": lambda: rowwise.add(x, x, (vector, 1e-5, True), 1.0, (vector, 1e-5, True)),
+        "drafter's inputs": lambda: rowwise.join(
+            positions[:10], empty(32000, 4096, dtype=dtype), x, positions[:10], ((vector, 1e-5, False),) * 2, keep=True
+        ),
+        "rows, appended": lambda: caches.append(empty(1, 1, dtype=torch.int64), nodes[:, :1], 9, **PLACES),
+        "rows, kept": lambda: caches.keep(
+            empty(32, 8320, 16, 128, dtype=dtype), nodes[:, :1], nodes[:, :9], nodes[:, :1], nodes=60, **PLACES
+        ),
+        "rows, committed": lambda: caches.advance(
+            nodes[:, :1], caches.committed(nodes[:, 0], empty(1, dtype=torch.bool), 1 << 32).unsqueeze(1)
+        ),
         "look-up, int8": lambda: tables.look_up(
             positions, empty(32000, 4096, dtype=torch.uint8), empty(32000, 1, dtype=torch.bfloat16), dtype
         ),
@@ -253,6 +268,8 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "one pick, down": lambda: products.grouped(x[:1], plain, order[:1], ends, picked=None),
         "one pick, gate and up": lambda: products.grouped(x[:1], plain, order[:1], ends, picked=1),
         "tree, level": lambda: grown(trees.Pool(1, TREE, 3, META), 2, 10),
+        "tree, level of blocks": lambda: grown_of_blocks(trees.Pool(1, TREE, 3, META), 32000, 10),
+        "tree, level of many blocks": lambda: grown_of_blocks(trees.Pool(1, TREE, 3, META), 128256, 10),
         "tree, select": lambda: trees.Pool(1, TREE, 3, META).select(empty(1, dtype=torch.int64), 60),
         "draw": lambda: sampling.draw(
             empty(60, 128256, dtype=dtype),
@@ -298,7 +315,13 @@ def chain(depth: int) -> Tree:
 def grown(pool: trees.Pool, levels: int, top_k: int) -> None:
     for level in range(levels):
         rows = top_k if level else 1
-        pool.add(level, empty(rows, top_k, dtype=torch.int64), empty(rows, top_k, dtype=torch.float32))
+        pool.add(level, (empty(rows, top_k, dtype=torch.int64), empty(rows, top_k, dtype=torch.float32)))
+
+
+def grown_of_blocks(pool: trees.Pool, width: int, top_k: int) -> None:
+    for level in range(2):
+        found = top.of_blocks(empty(top_k if level else 1, width), top_k)
+        pool.add(level, found, empty(width, dtype=torch.int64))
 
 
 def launches(dtype: torch.dtype, only: str = "") -> list[Launch]:

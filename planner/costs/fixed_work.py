@@ -51,6 +51,8 @@ class Kernels:
     """Kernels of the blocks of a step on a GPU, and the time of the host."""
 
     layer: int
+    merge: int
+    """More of a layer whose attention does not merge its splits by itself."""
     experts: int
     """More of a layer with experts; the next four as ENGINE_CHOICE and those beside it."""
     choice: int
@@ -63,6 +65,8 @@ class Kernels:
     lm_head: int
     drafter_pass: int
     """Of a pass besides its layers."""
+    divided_pass: int
+    """More where the tables of the drafter are divided."""
     draft: int
     """Once in a step with a drafter."""
     between_steps_ns: int = 0
@@ -70,12 +74,18 @@ class Kernels:
     tree_step_ns: int = 0
     """More of a step with a drafter."""
 
-    def layer_ns(self, device: Device, mlp: Mlp, values: int = 0) -> int:
-        """Return the fixed time of a layer, with that of rows of so many values of hidden states in all."""
-        return _kernels_ns(device, self.layer + self._of_experts(mlp), 1) + cpu_times.rows_ns(device, values)
+    def layer_ns(self, device: Device, mlp: Mlp, values: int = 0, *, merges: bool = False) -> int:
+        """Return the fixed time of a layer, with that of rows of so many values of hidden states in all.
 
-    def divided_ns(self, device: Device, share: KvShare, kv_rows: int) -> int:
-        """Return what a layer takes longer where devices divide its KV cache, of which rows attend to ``kv_rows``."""
+        ``merges``: another kernel merges the splits of the cache.
+        """
+        kernels = self.layer + merges * self.merge + self._of_experts(mlp)
+        return _kernels_ns(device, kernels, 1) + cpu_times.rows_ns(device, values)
+
+    def divided_ns(self, device: Device, share: KvShare, kv_rows: int, *, merges: bool = False) -> int:
+        """Return what a layer takes longer where devices divide its KV cache, of which rows attend to ``kv_rows``;
+        ``merges`` as of ``layer_ns``.
+        """
         if share.parts == 1 or share.axis == "heads":
             return 0
         if device.kind == "cpu":
@@ -84,7 +94,7 @@ class Kernels:
             return _kernels_ns(device, launches.CONTEXT if share.axis == "context" else launches.BATCH, 0)
         kernels = launches.LAYER + launches.HEAD_DIM + launches.SCORES * _number_of_blocks(kv_rows)
         launched = max(LAUNCH_NS * kernels, _kernels_ns(device, kernels, 0))
-        return launched - _kernels_ns(device, launches.LAYER, 0)
+        return launched - _kernels_ns(device, launches.LAYER + merges * launches.MERGE, 0)
 
     def _of_experts(self, mlp: Mlp) -> int:
         if mlp.kind != "moe":
@@ -111,12 +121,18 @@ class Kernels:
             return cpu_times.table_ns(device) + walks * cpu_times.tree_ns(device)
         return _kernels_ns(device, self.lm_head, 0) + self.between_steps_ns
 
-    def pass_ns(self, device: Device, num_layers: int, values: int = 0) -> int:
-        """Return the fixed time of one pass of a drafter with so many layers, ``values`` as of a layer."""
+    def pass_ns(
+        self, device: Device, num_layers: int, values: int = 0, *, merges: bool = False, members: int = 1
+    ) -> int:
+        """Return the fixed time of one pass of a drafter with so many layers, on one of so many devices.
+
+        ``values`` and ``merges`` as of a layer.
+        """
         if device.kind == "cpu":
             layer_ns = device.overhead_ns + cpu_times.rows_ns(device, values)
             return cpu_times.pass_ns(device) + num_layers * layer_ns
-        return _kernels_ns(device, self.drafter_pass + num_layers * self.layer, 0)
+        kernels = self.drafter_pass + self.divided_pass * (members > 1)
+        return _kernels_ns(device, kernels + num_layers * (self.layer + merges * self.merge), 0)
 
     def draft_step_ns(self, device: Device) -> int:
         """Return the fixed time of a drafter's device once in a step; none of a CPU, which is the host."""
@@ -124,15 +140,17 @@ class Kernels:
 
 
 CAPTURED = Kernels(
-    layer=launches.LAYER, experts=launches.EXPERTS, choice=launches.CHOICE, groups=0, bias=0, clamp=0,
+    layer=launches.LAYER, merge=launches.MERGE, experts=launches.EXPERTS, choice=launches.CHOICE, groups=0, bias=0,
+    clamp=0,
     embed=launches.EMBED, divided_embed=launches.DIVIDED_TABLES, lm_head=launches.LM_HEAD,
-    drafter_pass=launches.PASS, draft=launches.DRAFT, between_steps_ns=BETWEEN_STEPS_NS,
+    drafter_pass=launches.PASS, divided_pass=launches.DIVIDED_PASS, draft=launches.DRAFT,
+    between_steps_ns=BETWEEN_STEPS_NS,
 )  # fmt: skip
 """Of the runtime, whose steps are captured as CUDA graphs."""
 ENGINE = Kernels(
-    layer=ENGINE_LAYER, experts=ENGINE_EXPERTS, choice=ENGINE_CHOICE, groups=ENGINE_GROUPS, bias=ENGINE_BIAS,
+    layer=ENGINE_LAYER, merge=0, experts=ENGINE_EXPERTS, choice=ENGINE_CHOICE, groups=ENGINE_GROUPS, bias=ENGINE_BIAS,
     clamp=ENGINE_CLAMP, embed=ENGINE_EMBED, divided_embed=0, lm_head=ENGINE_LM_HEAD, drafter_pass=ENGINE_PASS,
-    draft=0, tree_step_ns=ENGINE_TREE_STEP_NS,
+    divided_pass=0, draft=0, tree_step_ns=ENGINE_TREE_STEP_NS,
 )  # fmt: skip
 """Of the engines of ``tools/measured.yaml``."""
 

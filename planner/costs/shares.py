@@ -32,6 +32,7 @@ from plans.step import (
     kv_rows,
     layer_class,
     mask_rows,
+    merges_itself,
     partial_shape,
     score_blocks,
     scores_shape,
@@ -91,6 +92,10 @@ class Pass:
     hidden: int
     width: int
     """Bytes of a weight."""
+
+    def merges(self, attention: Attention) -> bool:
+        """Return True where a kernel of its own merges the splits of the cache (``Kernels.layer_ns``)."""
+        return not merges_itself(self.rows // self.batch, attention.num_heads // attention.num_kv_heads)
 
 
 def attention_work(attention: Attention, sizes: Pass, share: KvShare, cache_bytes: int) -> Work:

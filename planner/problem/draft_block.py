@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 
-from planner.costs.shares import DraftShares
+from planner.costs.shares import DraftShares, Pass
 from planner.problem.device_sets import Candidates, DeviceSet, Known
 from planner.problem.kv_splits import (
     Subgroup,
@@ -166,19 +166,23 @@ class DraftBlock:
 def passes_ns(shares: DraftShares, links: Links, members: Sequence[int]) -> int:
     """Return the time of all passes of a step besides shares: fixed work and messages."""
     rows = zip(shares.passes, shares.read_rows, strict=True)
-    passes = (times * _pass_ns(shares, links, members, forward.rows, read) for (forward, times), read in rows)
+    passes = (times * _pass_ns(shares, links, members, forward, read) for (forward, times), read in rows)
     return (links.fixed_ns(members, shares.kernels.draft_step_ns) if shares.options.tree else 0) + sum(passes)
 
 
-def _pass_ns(shares: DraftShares, links: Links, members: Sequence[int], rows: int, read_rows: int) -> int:
+def _pass_ns(shares: DraftShares, links: Links, members: Sequence[int], forward: Pass, read_rows: int) -> int:
     """Return the fixed work and messages of one pass.
 
     These are the embedding, two sums per layer, and the gathering of the candidates of the rows that are read.
     """
     draft = shares.draft
+    rows, merges = forward.rows, forward.merges(draft.attention)
     message = rows * draft.hidden_size * shares.passes[0][0].width
     added = links.all_reduce_ns(members, message)
     gather = links.broadcast_ns(members, step.candidate_bytes(shares.options, read_rows)) if read_rows else 0
     values = rows * draft.hidden_size
-    fixed = links.fixed_ns(members, lambda device: shares.kernels.pass_ns(device, draft.num_layers, values))
+    fixed = links.fixed_ns(
+        members,
+        lambda device: shares.kernels.pass_ns(device, draft.num_layers, values, merges=merges, members=len(members)),
+    )
     return fixed + added * (2 * draft.num_layers + 1) + gather

@@ -97,7 +97,10 @@ class Links:
 
         ``crowd``: as in :meth:`slowest_ns`.
         """
-        divided = self.fixed_ns(crowd or members, lambda device: CAPTURED.divided_ns(device, share, rows.kv_rows))
+        merges = rows.merges(attention)
+        divided = self.fixed_ns(
+            crowd or members, lambda device: CAPTURED.divided_ns(device, share, rows.kv_rows, merges=merges)
+        )
         return divided + exchange_ns(attention, rows, share, lambda nbytes: self.fabric.tiers(members, nbytes))
 
     def at_work(self, members: Sequence[int]) -> tuple[Device, ...]:

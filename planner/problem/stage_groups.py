@@ -167,7 +167,8 @@ def layer_ns(shares: BaseShares, links: Links, members: Sequence[int], kind: int
     squares = links.all_reduce_ns(members, normed) if normed else 0
     routed = links.fixed_ns(members, shares.router(kind).ns)
     mlp, values = shares.kinds[kind].mlp, shares.verify_pass.rows * shares.model.hidden_size
-    fixed = links.fixed_ns(members, lambda device: shares.kernels.layer_ns(device, mlp, values))
+    merges = shares.verify_pass.merges(shares.kinds[kind].attention)
+    fixed = links.fixed_ns(members, lambda device: shares.kernels.layer_ns(device, mlp, values, merges=merges))
     return fixed + routed + squares + 2 * links.all_reduce_ns(members, message)
 
 

@@ -25,7 +25,7 @@ from runtime.comm.groups import Comm
 from runtime.decode.head_layers import bind_head
 from runtime.decode.messages import FeatureMessage, among
 from runtime.decode.tree import Candidates
-from runtime.decode.tree_growth import Growth, Level, growth_of
+from runtime.decode.tree_growth import DynamicOnGpu, Growth, Level, growth_of
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
 from runtime.model import ops
@@ -103,8 +103,7 @@ class Drafter:
         """
         count, width = message.tokens.shape
         rows = self._appended(range(first, first + count), width, message.accepted)
-        embedded = self._embed(message.tokens.flatten(), self._dtype)
-        hidden = self._head(embedded, self._head.feature(message.features), self._cache.layers, rows)
+        hidden = self._run(message.tokens.flatten(), self._head.feature(message.features), None, rows)
         return hidden.index_select(0, message.accepted + self._first_of[:count] * width)
 
     def _appended(self, sequences: range, width: int, accepted: Tensor) -> Rows:
@@ -115,7 +114,7 @@ class Drafter:
         if not count:
             return self._no_rows
         start, window = cache.tree_rows, cache.window(max(width, self._kept), own)
-        positions = cache.positions(width, own)  # [b, n]
+        positions, written = cache.appended(width, accepted[here].unsqueeze(1), own)  # [b, n], [b * n]
         bias = None
         if self._bias is not None:
             bias = self._bias[: count * width].view(count, 1, width, self._bias.shape[1])[..., : window - start]
@@ -127,7 +126,7 @@ class Drafter:
             sequences=own,
             seen=slice(start, window),
             tree=0,
-            written=cache.append(width, accepted[here].unsqueeze(1), own),
+            written=written,
             own=self._here(here, width),
         )
 
@@ -154,6 +153,7 @@ class Drafter:
             part=cache.part,
             parts=cache.parts,
             splits=splits_of(cache.rows - cache.tree_rows, positions.shape[0], self._most_rows),
+            counters=cache.counters,
         )
 
     def _here(self, own: slice, width: int) -> slice | None:
@@ -215,8 +215,7 @@ class Drafter:
             accepted, pairs, own = (among(part, *places) for part in (message.accepted, message.tokens, own))
             tokens, feature = torch.cat([pairs, tokens], 1), torch.cat([own, feature], 1)
         rows = self._masked(places[1], masks, width, accepted, pending)
-        embedded = self._embed(tokens.flatten(), self._dtype)
-        outputs = self._head(embedded, feature.reshape(count * (width + masks), -1), self._cache.layers, rows)
+        outputs = self._run(tokens.flatten(), feature.reshape(count * (width + masks), -1), None, rows)
         outputs = outputs.view(count, width + masks, -1)
         read = torch.empty(count, 1 + masks, self._hidden, dtype=self._dtype, device=roots.device)
         read[:, 1:].copy_(outputs[:, width:])
@@ -242,10 +241,9 @@ class Drafter:
         positions, written = end + number, cache.tree_index(1, masks, own)  # [b, M]
         start, window, pairs = cache.tree_rows, cache.window(max(width, self._kept), own), None
         if accepted is not None:
-            pairs = cache.positions(width, own)  # [b, n]
+            pairs, appended = cache.appended(width, accepted[here].unsqueeze(1), own)  # [b, n], [b * n]
             positions = torch.cat([pairs, positions], 1)
-            appended = cache.append(width, accepted[here].unsqueeze(1), own).view(count, width)
-            written = torch.cat([appended, written], 1)
+            written = torch.cat([appended.view(count, width), written], 1)
         bias = ancestors = None
         if self._bias is not None:
             bias = self._bias[: count * n].view(count, n, self._bias.shape[1])
@@ -294,11 +292,10 @@ class Drafter:
             beams = self._beams[: len(roots) * max((1, *fed_rows(tree)))].view(len(roots), -1, self._beams.shape[1])
         window, positions = self._start(end, own, tree, beams)
         rotary = self._rotary_at(positions)
-        level = growth.start(roots, *self._candidates(feature, tree))
-        hidden = feature
+        hidden, level = feature, self._next(growth, roots, None, feature, tree)
         while level is not None:
             hidden = self._feed(level, hidden, self._beam(level, rotary, positions, end, window, here, own, beams))
-            level = growth.grow(level, *self._candidates(hidden, tree))
+            level = self._next(growth, roots, level, hidden, tree)
         trees, self.pool = growth.finish(), growth.pool
         return trees
 
@@ -326,6 +323,15 @@ class Drafter:
     def exchange(self, a: int, b: int) -> None:
         """Exchange two sequences; the copies of a chunk of rows are bounded by `draft.scratch.attention`."""
         self._cache.exchange(a, b, self._chunk)
+
+    def _next(self, growth: Growth, roots: Tensor, level: Level | None, hidden: Tensor, tree: Tree) -> Level | None:
+        """Grow trees by the candidates of a level's outputs, or of those of the roots; return the next level."""
+        if isinstance(growth, DynamicOnGpu):
+            blocks = self._lm_head.blocks(self._head.read(hidden), tree.top_k)
+            if blocks is not None:
+                return growth.of_blocks(roots, level, blocks, self._targets)
+        tokens, scores = self._candidates(hidden, tree)
+        return growth.start(roots, tokens, scores) if level is None else growth.grow(level, tokens, scores)
 
     def _candidates(self, hidden: Tensor, tree: Tree) -> tuple[Tensor, Tensor]:
         """Return the k best tokens (ids of the base) after each row, and their log-probabilities [W, k]."""
@@ -380,9 +386,12 @@ class Drafter:
 
     def _feed(self, level: Level, hidden: Tensor, rows: Rows) -> Tensor:
         """Run a pass over the nodes of a level, with their parents' outputs [W, H] as features; return its outputs."""
-        return self._head(
-            self._embed(level.tokens.flatten(), self._dtype),
-            hidden.index_select(0, level.parents.flatten()),
-            self._cache.layers,
-            rows,
-        )
+        return self._run(level.tokens.flatten(), hidden, level.parents.flatten(), rows)
+
+    def _run(self, tokens: Tensor, feature: Tensor, parents: Tensor | None, rows: Rows) -> Tensor:
+        """Run a pass over pairs of features, or their rows ``parents`` [W], and tokens [W]; return its outputs."""
+        table, caches = self._embed.plain, self._cache.layers
+        if table is not None:
+            return self._head.behind(*self._head.joined(tokens, table, feature, parents), caches, rows)
+        feature = feature if parents is None else feature.index_select(0, parents)
+        return self._head(self._embed(tokens, self._dtype), feature, caches, rows)

@@ -12,6 +12,7 @@ from torch import Tensor
 from plans.kv import KvShare
 from plans.schema import Draft
 from plans.slot_records import DraftSlots
+from runtime.model import ops
 from runtime.model.blocks import Binder, Eagle3Layer, Layer
 from runtime.model.layers import Attend, Linear, Norm, Rows
 from runtime.model.whole_layers import WholeLayers, are_whole
@@ -32,9 +33,19 @@ class EagleHead:
         """Return the target feature [W, H] as the layers take it: unchanged."""
         return target
 
+    def joined(self, tokens: Tensor, table: Tensor, feature: Tensor, parents: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return on a GPU the arguments of ``behind``: embeddings of tokens beside features, or rows ``parents`` of
+        these.
+        """
+        return ops.join(tokens, table, feature, parents, None, keep=False)
+
     def __call__(self, embedded: Tensor, feature: Tensor, caches: list[Tensor], rows: Rows) -> Tensor:
         """Return the output of the layers [W, H]."""
-        hidden = self._fc(torch.cat([embedded, feature], 1))
+        return self.behind(torch.cat([embedded, feature], 1), feature, caches, rows)
+
+    def behind(self, joined: Tensor, _: Tensor, caches: list[Tensor], rows: Rows) -> Tensor:
+        """Return the output of the layers [W, H], of embeddings and features [W, 2H]."""
+        hidden = self._fc(joined)
         if self._whole is not None:
             hidden = self._whole.begin(hidden, rows)
         for number, (layer, cache) in enumerate(zip(self._layers, caches, strict=True)):
@@ -70,14 +81,21 @@ class Eagle3Head:
             target = torch.cat([norm(x.contiguous()) for norm, x in zip(self._fc_norms, parts, strict=True)], 1)
         return target if self._fc is None else self._fc(target)
 
+    def joined(self, tokens: Tensor, table: Tensor, feature: Tensor, parents: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return on a GPU the arguments of ``behind``, of embeddings of tokens, and features or rows ``parents``."""
+        return self._first.joined(tokens, table, feature, parents)
+
     def __call__(self, embedded: Tensor, feature: Tensor, caches: list[Tensor], rows: Rows) -> Tensor:
         """Return what is fed back as the next feature [W, H]: the output of the layers, or that behind its norm."""
+        return self.behind(*self._first.entered(embedded, feature), caches, rows)
+
+    def behind(self, joined: Tensor, residual: Tensor, caches: list[Tensor], rows: Rows) -> Tensor:
+        """Return the same, of both inputs behind their norms [W, 2H], and the residual [W, H]."""
         if self._whole is not None:
-            joined, residual = self._first.entered(embedded, feature)
             self._whole.begin(residual, rows, joined)
             hidden = self._whole.run(0)
         else:
-            hidden = self._first(embedded, feature, caches[0], rows)
+            hidden = self._first(joined, residual, caches[0], rows)
             for layer, cache in zip(self._others, caches[1:], strict=True):
                 hidden = layer(hidden, cache, rows)
         return self._norm(hidden) if self._feeds_normed else hidden

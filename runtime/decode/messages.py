@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plans.step import PLAIN_STEP, FeatureLayout, StepLayout
+from runtime.model import ops
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +152,10 @@ class Channel:
 
     def committed(self, places: slice, ended: Tensor) -> Tensor:
         """Return the accepted nodes of ``places`` [S], -1 where a sequence has ``ended`` [S]."""
-        return self.accepted[places].remainder(NOTICE).masked_fill_(ended, -1)
+        if ops.is_cpu(ended):
+            return self.accepted[places].remainder(NOTICE).masked_fill_(ended, -1)
+        accepted: Tensor = ops.on_gpu("caches").committed(self.accepted[places], ended, NOTICE)
+        return accepted
 
     def send_to_host(self) -> None:
         """Copy the message of a GPU to the host, which does not wait."""

@@ -25,8 +25,8 @@ class Accepted:
     """The decision of the verifier on rows of the base, with their features: what the drafter extends by."""
 
     verdict: Verdict
-    features: Tensor
-    """[a, S * n, H]: the captured features of the rows that the verdict is about."""
+    features: Tensor | None
+    """[a, S * n, H]: the captured features of the rows that the verdict is about; None: nobody drafts by them."""
 
 
 class FeatureLink:
@@ -48,6 +48,7 @@ class FeatureLink:
             message.tokens.copy_(accepted.verdict.tokens)
             message.path.copy_(accepted.verdict.path)
             rows, features = message.features.shape[0], accepted.features
+            assert features is not None
             message.features.view(rows, *features.shape[::2]).copy_(features.transpose(0, 1))
         self._group.broadcast(message.wire, self._group.ranks[0])
         return message

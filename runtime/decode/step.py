@@ -394,6 +394,8 @@ class Stepper:
             verdict = walk(tokens, parents, chosen, kept)
         else:
             verdict = forced(tokens, chosen, kept, accept)
+        if not self._channel.drafted:
+            return Accepted(verdict=verdict, features=None)
         rows = (verdict.path + self._first_node[: len(tokens)] * tokens.shape[1]).flatten()  # [S * A], among all nodes
         return Accepted(verdict=verdict, features=forward.features.index_select(1, rows))
 

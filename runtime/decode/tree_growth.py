@@ -15,7 +15,7 @@ are bounded by `draft.scratch.pool` in plans/buffers.py.
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -162,13 +162,24 @@ class DynamicOnGpu:
         self._words = -(-rows // WORD)
 
     def start(self, roots: Tensor, tokens: Tensor, scores: Tensor) -> Level | None:
-        trees = ops.on_gpu("trees")
-        self._roots = roots
-        self._grown = trees.Pool(self._batch, self._tree, self._words, self._device)
-        return self._add(0, tokens, scores)
+        self._begin(roots)
+        return self._add(0, (tokens, scores), None)
 
     def grow(self, level: Level, tokens: Tensor, scores: Tensor) -> Level | None:
-        return self._add(level.depth + 1, tokens, scores)
+        return self._add(level.depth + 1, (tokens, scores), None)
+
+    def of_blocks(self, roots: Tensor, level: Level | None, blocks: Any, targets: Tensor | None) -> Level | None:
+        """Take the candidates of a level's nodes, or of ``roots``, from the best of each block of their logits.
+
+        ``blocks``: ``triton_kernels.top.Blocks``. ``targets`` [V]: the base's tokens of the columns; None: the columns.
+        """
+        if level is None:
+            self._begin(roots)
+        return self._add(0 if level is None else level.depth + 1, blocks, targets)
+
+    def _begin(self, roots: Tensor) -> None:
+        self._roots = roots
+        self._grown = ops.on_gpu("trees").Pool(self._batch, self._tree, self._words, self._device)
 
     def finish(self) -> tuple[Tensor, Tensor]:
         grown = self._grown
@@ -178,8 +189,8 @@ class DynamicOnGpu:
         trees: tuple[Tensor, Tensor] = grown.select(self._roots, self._tree.total_token)
         return trees
 
-    def _add(self, number: int, tokens: Tensor, scores: Tensor) -> Level | None:
-        beam = self._grown.add(number, tokens, scores)
+    def _add(self, number: int, found: Any, targets: Tensor | None) -> Level | None:
+        beam = self._grown.add(number, found, targets)
         if beam is None:
             return None
         tokens, parents, seen = beam

@@ -11,7 +11,7 @@ A new model family needs no change here unless it brings a new kind of block.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -269,10 +269,16 @@ class Eagle3Layer:
     mlp_norm: Norm
     mlp: GatedMlp | Experts
 
-    def __call__(self, embedded: Tensor, hidden: Tensor, cache: Tensor, rows: Rows) -> Tensor:
-        joined, residual = self.entered(embedded, hidden)
+    def __call__(self, joined: Tensor, residual: Tensor, cache: Tensor, rows: Rows) -> Tensor:
+        """Return the output of the layer [W, H]; arguments as ``entered`` returns them."""
         hidden = self.attention(joined, residual, cache, rows)
         return self.mlp(self.mlp_norm(hidden), hidden)
+
+    def joined(self, tokens: Tensor, table: Tensor, hidden: Tensor, parents: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return on a GPU what ``entered`` does, of rows of an embedding table, and of ``parents`` of ``hidden``."""
+        norms = self.input_norm.parameters, self.hidden_norm.parameters
+        joined, kept = ops.join(tokens, table, hidden, parents, norms, keep=not self.norm_before_residual)
+        return joined, joined.chunk(2, 1)[1] if self.norm_before_residual else kept
 
     def entered(self, embedded: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return the input of the attention [W, 2H], both states with their norms, and the residual [W, H]."""
@@ -298,6 +304,13 @@ class Embed:
     hidden: int
     group: Group
     multiplier: float | None = None
+
+    @property
+    def plain(self) -> Tensor | None:
+        """The table, where the rows of tokens are all that there is to do on a GPU."""
+        table = self.table
+        alone = isinstance(table, Tensor) and self.whole and self.group.handle is None and self.multiplier is None
+        return table if isinstance(table, Tensor) and alone and not ops.is_cpu(table) else None
 
     def __call__(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         """``tokens`` [W] -> [W, H]."""
@@ -359,6 +372,16 @@ class LmHead:
             keys=target.key, positions=target.position, greedy=target.greedy,
         )  # fmt: skip
         return tokens
+
+    def blocks(self, normed: Tensor, count: int) -> Any:
+        """``normed`` [W, H] -> the ``count`` best of blocks of logits, ``triton_kernels.top.Blocks``, from which a tree
+        grows; None: on a CPU, where devices divide the vocabulary, and where blocks have too many.
+        """
+        if self.weight is None or self.group.handle is not None or ops.is_cpu(normed):
+            return None
+        if not ops.on_gpu("trees").takes_blocks(self.rows, count):
+            return None
+        return ops.on_gpu("top").of_blocks(self._logits(normed, self.weight), count)
 
     def top(self, normed: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """``normed`` [W, H] -> tokens and their log-probabilities [W, count], best first.

@@ -23,6 +23,7 @@ Temporaries, numbers of rows and positions, are bounded by `scratch.index` in pl
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +69,9 @@ class KvCache:
         """[B, 1]: committed positions. Nothing is copied from the host to keep it up to date, nor read from it."""
         self._known = [0] * count  # ``lengths`` on the host
         self._zero = torch.zeros((), dtype=torch.int64, device=device)
+        heads = count * max(run.shape[3] for run in runs) // 2
+        self.counters = None if ops.is_cpu(runs[0]) else torch.zeros(heads, dtype=torch.int32, device=device)
+        """[B * k]: of kernels that attend (``mask.Mask``)."""
 
     def window(self, appended: int, own: slice) -> int:
         """Return the rows that a forward must attend to so as to see sequences b and ``appended`` positions more."""
@@ -103,13 +107,29 @@ class KvCache:
 
         ``last`` [b, 1]: rows behind it are padding and go to row 0, as do positions of other members.
         """
+        return self.appended(width, last, own)[1]
+
+    def appended(self, width: int, last: Tensor, own: slice) -> tuple[Tensor, Tensor]:
+        """Return the next positions [b, width] of sequences b, and their rows as ``append`` does."""
+        if not ops.is_cpu(last):
+            both: tuple[Tensor, Tensor] = ops.on_gpu("caches").append(
+                self.lengths[own], last, width, **self._places(own)
+            )
+            return both
         position = self.positions(width, own)
         rows = position // self.parts if self.parts > 1 else position
         rows = (rows % self._ring if self._wraps else rows) + self.tree_rows
         counts = (self._number[:width] <= last) & (rows < self.rows)
         if self.parts > 1:
             counts &= position % self.parts == self.part
-        return torch.where(counts, rows, self._zero).add_(self._first_row[own]).flatten()
+        return self.positions(width, own), torch.where(counts, rows, self._zero).add_(self._first_row[own]).flatten()
+
+    def _places(self, own: slice) -> dict[str, Any]:
+        """Return where positions of sequences ``own`` lie, as ``triton_kernels.caches`` takes it."""
+        return {
+            "first": own.start, "tree_rows": self.tree_rows, "cache_rows": self.rows, "part": self.part,
+            "parts": self.parts, "wraps": self._wraps,
+        }  # fmt: skip
 
     def tree_index(self, first: int, count: int, own: slice) -> Tensor:
         """Return [b, count]: tree rows ``first`` and behind it of sequences b, among all sequences' rows."""
@@ -121,8 +141,12 @@ class KvCache:
         ``path`` [b, A]: node numbers, root first. ``accepted`` [b, 1]: accepted nodes behind the root, -1 where nothing
         is kept, as in a sequence that has ended. The host notes it later (``know``).
         """
-        if ops.is_cpu(path):  # whose host may read: what no sequence keeps is not copied
-            path = path[:, : int(accepted.max()) + 1]
+        if not ops.is_cpu(path):
+            for run in self._flat:
+                ops.on_gpu("caches").keep(run, self.lengths[own], path, accepted, nodes=nodes, **self._places(own))
+            self.commit(accepted, own)
+            return
+        path = path[:, : int(accepted.max()) + 1]  # the host may read: what no sequence keeps is not copied
         source = (path + (self.tree_rows - nodes)).add_(self._first_row[own]).flatten()
         target = self.append(path.shape[1], accepted, own)
         for run in self._flat:
@@ -131,7 +155,10 @@ class KvCache:
 
     def commit(self, accepted: Tensor, own: slice) -> None:
         """Make rows that were written behind sequences b part of them; arguments as in ``keep``."""
-        self.lengths[own].add_(accepted + 1)
+        if ops.is_cpu(accepted):
+            self.lengths[own].add_(accepted + 1)
+        else:
+            ops.on_gpu("caches").advance(self.lengths[own], accepted)
 
     def know(self, rows: Sequence[int], own: slice) -> None:
         """Note on the host how many rows were committed to each of sequences b: accepted + 1."""

@@ -40,6 +40,8 @@ class Mask:
     """The cache has every parts-th position, from ``part`` on."""
     splits: int
     """Parts of the cache that are attended to at once, and merged."""
+    counters: Tensor | None = None
+    """int32 [B * k], zeros: splits that are written, of each KV head of a sequence; None: of a cache of one split."""
 
 
 def splits_of(cache_rows: int, rows: int, most_rows: int) -> int:

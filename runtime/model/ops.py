@@ -262,6 +262,17 @@ def add_in_place(
     return normed
 
 
+def join(
+    tokens: Tensor, table: Tensor, hidden: Tensor, parents: Tensor | None, norms: tuple[RowNorm, RowNorm] | None, *,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return on a GPU [W, 2H]: rows ``tokens`` [W] of ``table`` [V, H] beside ``hidden`` [W, H], or its rows
+    ``parents`` [W], each behind its norm; and with ``keep`` the latter before it.
+    """
+    both: tuple[Tensor, Tensor] = on_gpu("rowwise").join(tokens, table, hidden, parents, norms, keep=keep)
+    return both
+
+
 def gated(both: Tensor, activation: Activation = "silu") -> Tensor:
     """Return act(gate) * up [W, m], of ``both`` [W, 2m]: gates, then ups."""
     if not is_cpu(both):

@@ -88,6 +88,7 @@ class View:
             part=cache.part,
             parts=cache.parts,
             splits=splits_of(cache.rows - cache.tree_rows, positions.shape[0], self._most_rows),
+            counters=cache.counters,
         )
 
     def trees(

@@ -1,9 +1,10 @@
 """GPU kernels of a transformer layer in Triton; plain products are cuBLAS's.
 
     launch      the one place from which kernels are launched
-    rowwise     RMS norm with a residual, gated activation
+    rowwise     RMS norm, sums with a residual and their norm, both inputs of a drafter, gated activation
     heads       norm of queries and keys, rotary embedding, write to the KV cache
     attention   attention over the KV cache in fixed splits, and the merge of the splits
+    caches      where new positions are in the KV cache, and the copy of accepted rows
     masks       the packing of a tree's ancestors into words (``runtime.model.mask``)
     sampling    draws of tokens from logits
     trees       ancestors in a draft tree, the walk along accepted nodes, growth and selection of a dynamic tree

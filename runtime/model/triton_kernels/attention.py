@@ -4,7 +4,9 @@
 
 Of each split of the cache's rows a program has the softmax's running maximum M and sum S, in powers of two, and the sum
 of weighted values; the tree's rows are in the first split. With one split it writes the result, otherwise sum / S and
-M + log S in float32, which ``merge_kernel`` averages. Letters as in ``layers``; G query heads of a KV head.
+M + log S in float32. Of few items the last split to write its part averages them all, in their order: which one that is
+changes no bit. Of more, ``merge_kernel`` does, with more programs than these. Letters as in ``layers``; G query heads
+of a KV head.
 """
 
 import torch
@@ -12,13 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from plans.step import MERGED_ITEMS, merges_itself
 from runtime.model.kv_codes import stored_dims
 from runtime.model.mask import WORD, Mask
 from runtime.model.triton_kernels import launch
 from runtime.model.triton_kernels.float8 import widened
 from runtime.model.triton_kernels.launch import ceil_div, power_of_two
 
-LEAST_BLOCK, MOST_BLOCK = 16, 64
+LEAST_BLOCK, MOST_BLOCK = MERGED_ITEMS, 64
 """Items of a program: those of tensor cores, and what registers hold."""
 MERGED = 8
 """Items of a program that merges."""
@@ -62,17 +65,69 @@ def _attended(
     return higher, total, acc
 
 
+@triton.jit
+def _beside_sinks(acc, log_sum, sinks, head, live):
+    """Return results of items of heads whose softmax has a score without a value."""
+    sink = tl.load(sinks + head, mask=live, other=0.0).to(tl.float32)
+    return acc * tl.sigmoid(log_sum - sink)[:, None]
+
+
+@triton.jit
+def _averaged(
+    partial, sums, item, dim, live, inside, count, split_stride, sums_stride,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, ITEM: tl.constexpr, SUMS_ITEM: tl.constexpr,
+):  # fmt: skip
+    """Return the average of partial results by exp of the logarithms of their sums, and that of all of them."""
+    high = tl.full([BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    acc = tl.zeros([BLOCK, BLOCK_D], tl.float32)
+    for split in range(count):
+        log_sum = tl.load(
+            sums + split * sums_stride + item * SUMS_ITEM, mask=live, other=float("-inf"), cache_modifier=".cg"
+        )
+        at = partial + split * split_stride + item[:, None] * ITEM + dim[None, :]
+        values = tl.load(at, mask=inside, other=0.0, cache_modifier=".cg")
+        higher = tl.maximum(high, log_sum)
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        kept, weight = tl.exp(high - base), tl.exp(log_sum - base)
+        total = total * kept + weight
+        acc = acc * kept[:, None] + values * weight[:, None]
+        high = higher
+    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
+    return acc, high + tl.log(tl.where(total == 0.0, 1.0, total))
+
+
+@triton.jit
+def _merge_into(
+    merged, partial, sums, sinks, item, head, dim, live, count, split_stride, sums_stride,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, ITEM: tl.constexpr, SUMS_ITEM: tl.constexpr,
+    MERGED_ITEM: tl.constexpr, SINKS: tl.constexpr,
+):  # fmt: skip
+    """Write the average of all splits of some items, with the logarithm of their weight where MERGED_ITEM > D."""
+    inside = live[:, None] & (dim < D)[None, :]
+    acc, log_sum = _averaged(
+        partial, sums, item, dim, live, inside, count, split_stride, sums_stride, BLOCK, BLOCK_D, ITEM, SUMS_ITEM
+    )
+    if SINKS:
+        acc = _beside_sinks(acc, log_sum, sinks, head, live)
+    tl.store(merged + item[:, None] * MERGED_ITEM + dim[None, :], acc.to(merged.dtype.element_ty), mask=inside)
+    if MERGED_ITEM > D:
+        tl.store(merged + item * MERGED_ITEM + D, log_sum, mask=live)
+
+
 @triton.jit(do_not_specialize=["first", "appended", "tree", "n", "window"])
 def attend_kernel(
-    qkv, cache, scales, ancestors, positions, lengths, sinks, out, sums, scale, softcap,
+    qkv, cache, scales, ancestors, positions, lengths, sinks, out, sums, merged, counters, scale, softcap,
     n, kv_heads, first, sequence_rows, start, tree, appended, window, part, parts, split_rows, split_stride,
     sums_stride,
     G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BM: tl.constexpr, BT: tl.constexpr, WORDS: tl.constexpr,
     WIDTH: tl.constexpr, ITEM: tl.constexpr, SUMS_ITEM: tl.constexpr,
     RING: tl.constexpr, DIRECT: tl.constexpr, CAPPED: tl.constexpr, SINKS: tl.constexpr, FLOAT8: tl.constexpr,
-    CODES: tl.constexpr,
+    CODES: tl.constexpr, MERGES: tl.constexpr, MERGED_ITEM: tl.constexpr,
 ):  # fmt: skip
-    """Attend with a block of items of one KV head of one sequence to a split of its cache."""
+    """Attend with a block of items of one KV head of one sequence to a split of its cache; ``MERGES``: the block is the
+    only one, and the last split averages all of them. Items of MERGED_ITEM > D have the logarithm of their weight, too.
+    """
     sequence, kv_head = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads
     split = tl.program_id(2)
     item = tl.program_id(1) * BM + tl.arange(0, BM)
@@ -127,14 +182,22 @@ def attend_kernel(
 
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     log_sum = (high + tl.log2(tl.where(total == 0.0, 1.0, total))) * 0.6931471805599453
-    if SINKS:
-        sink = tl.load(sinks + head, mask=live, other=0.0).to(tl.float32)
-        acc = acc * tl.sigmoid(log_sum - sink)[:, None]
+    if SINKS and not MERGES:
+        acc = _beside_sinks(acc, log_sum, sinks, head, live)
     number = row.to(tl.int64) * (G * kv_heads) + head
     target = out + split * split_stride + number[:, None] * ITEM + dim[None, :]
     tl.store(target, acc.to(out.dtype.element_ty), mask=live[:, None] & (dim < D)[None, :])
     if not DIRECT:
         tl.store(sums + split * sums_stride + number * SUMS_ITEM, log_sum, mask=live)
+    if MERGES:
+        tl.debug_barrier()  # all threads have written before one of them releases what they wrote, and acquires
+        count = tl.num_programs(2)
+        if tl.atomic_add(counters + tl.program_id(0), 1, sem="acq_rel", scope="gpu") == count - 1:
+            _merge_into(
+                merged, out, sums, sinks, number, head, dim, live, count, split_stride, sums_stride,
+                D, BLOCK_D, BM, ITEM, SUMS_ITEM, MERGED_ITEM, SINKS,
+            )  # fmt: skip
+            tl.store(counters + tl.program_id(0), 0)  # for the next launch
 
 
 @triton.jit
@@ -148,23 +211,11 @@ def merge_kernel(
     item = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live, row, head, dim = item < items, item // heads, item % heads, tl.arange(0, BLOCK_D)
     inside = live[:, None] & (dim < D)[None, :]
-    high = tl.full([BLOCK], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
-    acc = tl.zeros([BLOCK, BLOCK_D], tl.float32)
-    for split in range(count):
-        log_sum = tl.load(sums + split * sums_stride + item * SUMS_ITEM, mask=live, other=float("-inf"))
-        values = tl.load(partial + split * split_stride + item[:, None] * ITEM + dim[None, :], mask=inside, other=0.0)
-        higher = tl.maximum(high, log_sum)
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        kept, weight = tl.exp(high - base), tl.exp(log_sum - base)
-        total = total * kept + weight
-        acc = acc * kept[:, None] + values * weight[:, None]
-        high = higher
-    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    log_sum = high + tl.log(tl.where(total == 0.0, 1.0, total))
+    acc, log_sum = _averaged(
+        partial, sums, item, dim, live, inside, count, split_stride, sums_stride, BLOCK, BLOCK_D, ITEM, SUMS_ITEM
+    )
     if SINKS:
-        sink = tl.load(sinks + head, mask=live, other=0.0).to(tl.float32)
-        acc = acc * tl.sigmoid(log_sum - sink)[:, None]
+        acc = _beside_sinks(acc, log_sum, sinks, head, live)
     column = head[:, None] * D + dim[None, :]
     target = out + row[:, None] * row_stride + head[:, None] * head_stride + dim[None, :] - first
     tl.store(target, acc.to(out.dtype.element_ty), mask=inside & (column >= first) & (column < stop))
@@ -188,8 +239,11 @@ def attend(
     else:
         partial = torch.empty(mask.splits, rows, query_heads, dims, dtype=torch.float32, device=qkv.device)
         sums = partial.new_empty(partial.shape[:3])
-        _attend(qkv, cache, first, mask, scale, softcap, None, partial, sums)
-        merge(partial, sums, out, sinks=sinks)
+        if _merges_itself(rows, query_heads, cache, mask):
+            _attend(qkv, cache, first, mask, scale, softcap, sinks, partial, sums, out)
+        else:
+            _attend(qkv, cache, first, mask, scale, softcap, None, partial, sums)
+            merge(partial, sums, out, sinks=sinks)
     return out.flatten(1)
 
 
@@ -202,16 +256,25 @@ def attend_to_part(
     partial = out.unsqueeze(0)
     if mask.splits > 1:
         partial = torch.empty(mask.splits, rows, heads, dims + 1, dtype=torch.float32, device=qkv.device)
-    _attend(qkv, cache, first, mask, scale, softcap, None, partial[..., :dims], partial[..., dims])
-    if mask.splits > 1:
+    whole = out if mask.splits > 1 and _merges_itself(rows, heads, cache, mask) else None
+    _attend(qkv, cache, first, mask, scale, softcap, None, partial[..., :dims], partial[..., dims], whole)
+    if mask.splits > 1 and whole is None:
         merge(partial[..., :dims], partial[..., dims], out[..., :dims], kept=out[..., dims])
+
+
+def _merges_itself(rows: int, query_heads: int, cache: Tensor, mask: Mask) -> bool:
+    return merges_itself(rows // mask.lengths.shape[0], 2 * query_heads // cache.shape[2])
 
 
 def _attend(
     qkv: Tensor, cache: Tensor, first: int, mask: Mask, scale: float, softcap: float | None, sinks: Tensor | None,
-    out: Tensor, sums: Tensor | None,
+    out: Tensor, sums: Tensor | None, merged: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Attend into ``out`` [splits, W, h, D]; ``sums`` [splits, W, h]: None where the result is the only split's."""
+    """Attend into ``out`` [splits, W, h, D]; ``sums`` [splits, W, h]: None where the result is the only split's.
+
+    ``merged`` [W, h, D], or D + 1 with the logarithm of the weights: filled with the average of the splits, of few
+    items; None: another kernel does that.
+    """
     (rows, all_heads, dims), (_, sequence_rows, both, cached) = qkv.shape, cache.shape
     kv_heads, query_heads, sequences = both // 2, out.shape[2], mask.lengths.shape[0]
     n, group = rows // sequences, query_heads // kv_heads
@@ -227,18 +290,20 @@ def _attend(
     float8, wide = cache.dtype == torch.float8_e4m3fn, dims * qkv.itemsize > 256
     block = min(MOST_BLOCK // (2 if wide else 1), max(LEAST_BLOCK, power_of_two(n * group)))
     narrow = codes and block < MOST_BLOCK  # of 64 rows of codes four warps have too few registers
+    assert merged is None or merged.is_contiguous()
+    assert merged is None or (mask.counters is not None and len(mask.counters) >= sequences * kv_heads)
     split_rows = ceil_div(sequence_rows - mask.start, mask.splits * MOST_BLOCK) * MOST_BLOCK
     launch.start(
         attend_kernel, (sequences * kv_heads, ceil_div(n * group, block), mask.splits), qkv,
         cache.view(torch.uint8) if float8 else cache, cache.view(torch.float32) if codes else None, mask.ancestors,
-        mask.positions, mask.lengths, sinks, out, sums, scale, softcap or 0.0, n, kv_heads, first, sequence_rows,
-        mask.start, mask.tree, mask.appended,
-        mask.window or 0, mask.part, mask.parts, split_rows, out.stride(0), 0 if sums is None else sums.stride(0),
+        mask.positions, mask.lengths, sinks, out, sums, merged, mask.counters, scale, softcap or 0.0, n, kv_heads,
+        first, sequence_rows, mask.start, mask.tree, mask.appended, mask.window or 0, mask.part, mask.parts, split_rows,
+        out.stride(0), 0 if sums is None else sums.stride(0),
         G=group, D=dims, BLOCK_D=max(16, power_of_two(dims)), BM=block, BT=32 if wide or narrow else 64,
         WORDS=0 if mask.ancestors is None else mask.ancestors.shape[1], WIDTH=cached, ITEM=out.stride(2),
         SUMS_ITEM=0 if sums is None else sums.stride(2), RING=mask.window is not None, DIRECT=sums is None,
         CAPPED=softcap is not None, SINKS=sinks is not None, FLOAT8=float8, CODES=codes,
-        warps=8 if block > 32 else 4,
+        MERGES=merged is not None, MERGED_ITEM=0 if merged is None else merged.stride(1), warps=8 if block > 32 else 4,
     )  # fmt: skip
 
 

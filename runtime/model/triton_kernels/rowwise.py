@@ -100,6 +100,57 @@ def add(
     return out
 
 
+@triton.jit
+def join_kernel(
+    tokens, table, parents, hidden, first_weight, second_weight, joined, kept, tokens_stride, table_stride,
+    hidden_stride, columns, first_eps, second_eps,
+    NORMS: tl.constexpr, GATHERS: tl.constexpr, KEEPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Write the embedding of one token and a hidden state, or their norms, one behind the other."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = column < columns
+    token, source = tl.load(tokens + row * tokens_stride), row
+    if GATHERS:
+        source = tl.load(parents + row)
+    first = tl.load(table + token * table_stride + column, mask=inside, other=0.0)
+    second = tl.load(hidden + source * hidden_stride + column, mask=inside, other=0.0)
+    if KEEPS:
+        tl.store(kept + row * columns + column, second, mask=inside)
+    if NORMS:
+        first = _normed(first.to(tl.float32), first_weight, column, columns, first_eps, False)
+        second = _normed(second.to(tl.float32), second_weight, column, columns, second_eps, False)
+    target = joined + row * (2 * columns) + column
+    tl.store(target, first.to(joined.dtype.element_ty), mask=inside)
+    tl.store(target + columns, second.to(joined.dtype.element_ty), mask=inside)
+
+
+def join(
+    tokens: Tensor, table: Tensor, hidden: Tensor, parents: Tensor | None, norms: tuple[RowNorm, RowNorm] | None, *,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return [W, 2H]: rows ``tokens`` [W] of ``table`` [V, H] beside ``hidden`` [W, H], or its rows ``parents`` [W],
+    each behind its norm; and the latter before it, which is only with ``keep`` another tensor than ``hidden``.
+    """
+    rows, columns = tokens.shape[0], table.shape[1]
+    assert hidden.shape[1] == columns
+    assert (hidden.shape[0] if parents is None else len(parents)) == rows
+    assert parents is None or parents.is_contiguous()
+    assert table.stride(1) == hidden.stride(1) == 1
+    joined = hidden.new_empty(rows, 2 * columns)
+    kept = hidden.new_empty(rows, columns) if keep and parents is not None else None
+    (first, first_eps, _), (second, second_eps, _) = norms or ((None, 0.0, False), (None, 0.0, False))
+    assert all(own is None or own.shape == (columns,) for own in (first, second))
+    assert norms is None or not (norms[0][2] or norms[1][2]), "the norms of a drafter have no offset"
+    launch.start(
+        join_kernel, (rows,), tokens, table, parents, hidden, first, second, joined, kept, tokens.stride(0),
+        table.stride(0), hidden.stride(0), columns, first_eps, second_eps, NORMS=norms is not None,
+        GATHERS=parents is not None, KEEPS=kept is not None, BLOCK=power_of_two(columns),
+        warps=8 if columns > 2048 else 4,
+    )  # fmt: skip
+    return joined, hidden if kept is None else kept
+
+
 def _of_rows(columns: int) -> tuple[int, int, int]:
     """Return the rows of a program, the block that holds one, and its warps."""
     block = power_of_two(columns)

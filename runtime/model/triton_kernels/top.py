@@ -1,5 +1,7 @@
 """The best of each row of logits with their log-softmax, in two passes: blocks of columns, then the blocks' best."""
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -11,6 +13,27 @@ from runtime.model.triton_kernels.limits import LAST
 
 COLUMNS = 4096
 """Columns of a program."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Blocks:
+    """The K best of each block of columns of rows of logits, as a second pass reads them."""
+
+    values: Tensor
+    """[W, blocks, K] float32"""
+    columns: Tensor
+    """[W, blocks, K] int32"""
+    highs: Tensor
+    """[W, blocks] float32: the highest value of each block."""
+    totals: Tensor
+    """[W, blocks] float32: the sum of exp(value - highest)."""
+    width: int
+    """Columns of logits, V."""
+
+    @property
+    def count(self) -> int:
+        """Blocks of a row."""
+        return self.values.shape[1]
 
 
 @triton.jit
@@ -119,8 +142,8 @@ def merge_words_kernel(
         value, left = tl.where(taken, float("-inf"), value), tl.where(taken, LAST, left)
 
 
-def _of_blocks(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """Return values and columns of the best of each block of a row, highest values, sums, and the number of blocks."""
+def of_blocks(logits: Tensor, count: int) -> Blocks:
+    """Return the ``count`` best of each block of columns of logits [W, V]."""
     rows, width = logits.shape
     assert logits.stride(1) == 1
     blocks = ceil_div(width, COLUMNS)
@@ -131,7 +154,7 @@ def _of_blocks(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tens
         block_kernel, (rows, blocks), logits, values, columns, highs, totals, width, logits.stride(0), blocks,
         K=count, BLOCK=min(COLUMNS, power_of_two(width)), warps=8,
     )  # fmt: skip
-    return values, columns, highs, totals, blocks
+    return Blocks(values=values, columns=columns, highs=highs, totals=totals, width=width)
 
 
 def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -140,12 +163,12 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     rows, width = logits.shape
     assert 0 < count <= width
-    values, columns, highs, totals, blocks = _of_blocks(logits, count)
+    own = of_blocks(logits, count)
     best = torch.empty(rows, count, dtype=torch.int64, device=logits.device)
-    scores = values.new_empty(rows, count)
+    scores = own.values.new_empty(rows, count)
     launch.start(
-        best_kernel, (rows,), values, columns, highs, totals, best, scores, blocks, width, K=count,
-        BLOCKS=power_of_two(blocks), WIDTH=power_of_two(blocks * count),
+        best_kernel, (rows,), own.values, own.columns, own.highs, own.totals, best, scores, own.count, width, K=count,
+        BLOCKS=power_of_two(own.count), WIDTH=power_of_two(own.count * count),
     )  # fmt: skip
     return best, scores
 
@@ -154,12 +177,11 @@ def words(logits: Tensor, count: int, first: int) -> Tensor:
     """Return a member's candidates, float64 [W, words] (``plans.step.CandidateLayout``): the ``count`` highest of its
     logits [W, v] of tokens ``first`` …, of equal ones the first; where there are fewer, -inf.
     """
-    rows = logits.shape[0]
-    values, columns, highs, totals, blocks = _of_blocks(logits, count)
+    rows, own = logits.shape[0], of_blocks(logits, count)
     out = torch.empty(rows, 2 * count + 2, dtype=torch.float64, device=logits.device)
     launch.start(
-        words_kernel, (rows,), values, columns, highs, totals, out, blocks, first, K=count,
-        BLOCKS=power_of_two(blocks), WIDTH=power_of_two(blocks * count),
+        words_kernel, (rows,), own.values, own.columns, own.highs, own.totals, out, own.count, first, K=count,
+        BLOCKS=power_of_two(own.count), WIDTH=power_of_two(own.count * count),
     )  # fmt: skip
     return out
 

@@ -11,10 +11,18 @@ from torch import Tensor
 from plans.schema import Tree
 from plans.step import tree_pool
 from runtime.model.triton_kernels import launch
-from runtime.model.triton_kernels.launch import power_of_two
+from runtime.model.triton_kernels.launch import ceil_div, power_of_two
 from runtime.model.triton_kernels.limits import LAST
+from runtime.model.triton_kernels.top import COLUMNS, Blocks
 
 LEAST = tl.constexpr(-0x80000000)
+MOST_HELD = 8192
+"""Candidates of blocks that a program holds in registers, of all rows of a level."""
+
+
+def takes_blocks(width: int, top_k: int) -> bool:
+    """Return whether a level of a tree, of logits of so many columns, is taken from the best of their blocks."""
+    return power_of_two(top_k) * power_of_two(ceil_div(width, COLUMNS) * top_k) <= MOST_HELD
 
 
 @triton.jit
@@ -82,18 +90,60 @@ def walk(tokens: Tensor, parents: Tensor, chosen: Tensor, kept: int) -> tuple[Te
 
 
 @triton.jit
+def _best_of_blocks(
+    values, columns, highs, totals, targets, tokens, scores, row, blocks, width, live,
+    TOP: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, MAPS: tl.constexpr,
+):  # fmt: skip
+    """Write the best of ``row`` [ROWS, 1] among those of its blocks of columns, as ``top.best_kernel`` does."""
+    block, candidate = tl.arange(0, BLOCKS)[None, :], tl.arange(0, WIDTH)[None, :]
+    counted, inside = live & (block < blocks), live & (candidate < blocks * TOP)
+    high = tl.load(highs + row * blocks + block, mask=counted, other=float("-inf"))
+    total = tl.load(totals + row * blocks + block, mask=counted, other=0.0)
+    most = tl.max(high, 1)[:, None]
+    base = tl.where(live, most, 0.0)
+    log_sum = base + tl.log(tl.where(live, tl.sum(total * tl.exp(high - base), 1)[:, None], 1.0))
+    value = tl.load(values + row * (blocks * TOP) + candidate, mask=inside, other=float("-inf"))
+    column = tl.load(columns + row * (blocks * TOP) + candidate, mask=inside, other=LAST)
+    for number in range(TOP):
+        highest = tl.max(value, 1)[:, None]
+        first = tl.min(tl.where(value == highest, column, LAST), 1)[:, None]
+        token = tl.minimum(first, width - 1).to(tl.int64)
+        if MAPS:
+            token = tl.load(targets + token, mask=live, other=0)
+        tl.store(tokens + number, token, mask=live)
+        tl.store(scores + number, highest - log_sum, mask=live)
+        taken = column == first
+        value, column = tl.where(taken, float("-inf"), value), tl.where(taken, LAST, column)
+
+
+@triton.jit
 def grow_kernel(
-    tokens, scores, beam_scores, beam_numbers, beam_seen, pool_tokens, pool_scores, pool_parents, next_tokens,
-    next_scores, next_numbers, next_parents, next_seen, candidates, pool_size, offset, first_row,
+    tokens, scores, values, columns, highs, totals, targets, beam_scores, beam_numbers, beam_seen, pool_tokens,
+    pool_scores, pool_parents, next_tokens, next_scores, next_numbers, next_parents, next_seen, candidates, pool_size,
+    offset, first_row, rows, blocks, width,
     TOP: tl.constexpr, WORDS: tl.constexpr, WORD_BLOCK: tl.constexpr, STARTS: tl.constexpr, ENDS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, OF_BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr,
+    MAPS: tl.constexpr,
 ):  # fmt: skip
     """Add the candidates of one sequence's level to its pool, and select the beam that is fed next."""
     sequence = tl.program_id(0).to(tl.int64)
     number = tl.arange(0, BLOCK)
     inside = number < candidates
-    token = tl.load(tokens + sequence * candidates + number, mask=inside, other=0)
-    score = tl.load(scores + sequence * candidates + number, mask=inside, other=float("-inf"))
+    if OF_BLOCKS:
+        level_row = tl.arange(0, ROWS)[:, None]
+        own = sequence * pool_size + offset + level_row * TOP
+        _best_of_blocks(
+            values, columns, highs, totals, targets, pool_tokens + own, pool_scores + own, sequence * rows + level_row,
+            blocks, width, level_row < rows, TOP, ROWS, BLOCKS, WIDTH, MAPS,
+        )  # fmt: skip
+        tl.debug_barrier()  # other threads of the program read what these wrote
+        tokens, scores, base = pool_tokens, pool_scores, sequence * pool_size + offset
+    else:
+        base = sequence * candidates
+    token = tl.load(tokens + base + number, mask=inside, other=0)
+    score = tl.load(scores + base + number, mask=inside, other=float("-inf"))
+    if OF_BLOCKS:
+        tl.debug_barrier()
     parent = tl.full([BLOCK], -1, tl.int64)
     if not STARTS:
         above = sequence * TOP + number // TOP
@@ -183,27 +233,43 @@ class Pool:
         self._numbers: Tensor | None = None
         self._seen: Tensor | None = None
 
-    def add(self, level: int, tokens: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    def add(
+        self, level: int, found: tuple[Tensor, Tensor] | Blocks, targets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
         """Add the candidates of a level [B * f, k], 0 for the root's; return the beam: the k best, of equal ones the
         first.
+
+        ``found``: their tokens and log-probabilities, or those of the blocks of logits, whose columns are ``targets``
+        [V] of the base, or its tokens.
 
         That is their tokens, the rows of their parents among those of the level above [B, k], and the bits of the rows
         that they see, their own and their ancestors', [B, k, words]; None behind the last level.
         """
         k, starts, ends = self._top_k, level == 0, level == self._depth
-        assert tokens.shape == scores.shape == (self._batch * (1 if starts else k), k)
-        assert tokens.is_contiguous()
-        assert scores.is_contiguous()
+        fed, candidates = (1, k) if starts else (k, k * k)
+        blocks = found if isinstance(found, Blocks) else None
+        if blocks is not None:
+            assert blocks.values.shape == (self._batch * fed, blocks.count, k)
+            tokens = scores = None
+        else:
+            assert isinstance(found, tuple)
+            tokens, scores = found
+            assert tokens.shape == scores.shape == (self._batch * fed, k)
+            assert tokens.is_contiguous()
+            assert scores.is_contiguous()
         beam, numbers, rows = self.tokens.new_empty(3, self._batch, k)
-        beam_scores = scores.new_empty(self._batch, k)
-        seen = torch.empty(self._batch, k, self._words, dtype=torch.int32, device=tokens.device)
-        candidates = k if starts else k * k
+        beam_scores = self.scores.new_empty(self._batch, k)
+        seen = torch.empty(self._batch, k, self._words, dtype=torch.int32, device=self.tokens.device)
+        operands = (None,) * 4 if blocks is None else (blocks.values, blocks.columns, blocks.highs, blocks.totals)
+        count, width = (0, 0) if blocks is None else (blocks.count, blocks.width)
         launch.start(
-            grow_kernel, (self._batch,), tokens, scores, self._scores, self._numbers, self._seen, self.tokens,
-            self.scores, self.parents, beam, beam_scores, numbers, rows, seen, candidates, self.tokens.shape[1],
-            0 if starts else k + (level - 1) * k * k, level * k, TOP=k, WORDS=self._words,
-            WORD_BLOCK=power_of_two(self._words), STARTS=starts, ENDS=ends, BLOCK=power_of_two(candidates),
-            warps=1 if candidates <= 256 else 4,
+            grow_kernel, (self._batch,), self.tokens if tokens is None else tokens, scores, *operands, targets,
+            self._scores, self._numbers, self._seen, self.tokens, self.scores, self.parents, beam, beam_scores, numbers,
+            rows, seen, candidates, self.tokens.shape[1], 0 if starts else k + (level - 1) * k * k, level * k, fed,
+            count, width, TOP=k, WORDS=self._words, WORD_BLOCK=power_of_two(self._words), STARTS=starts, ENDS=ends,
+            BLOCK=power_of_two(candidates), OF_BLOCKS=blocks is not None, ROWS=power_of_two(fed),
+            BLOCKS=power_of_two(count), WIDTH=power_of_two(count * k), MAPS=targets is not None,
+            warps=(8 if fed * count * k > 4096 else 4) if blocks is not None or candidates > 256 else 1,
         )  # fmt: skip
         self._scores, self._numbers, self._seen = beam_scores, numbers, seen
         return None if ends else (beam, rows, seen)

@@ -188,7 +188,8 @@ def test_the_layers_of_eagle_heads_have_the_bits_of_their_steps(dtype: torch.dty
                          mlp_norm=plain.mlp_norm, mlp=plain.mlp)  # fmt: skip
     embedded, hidden = seeded(4, 64, dtype=dtype, seed=1), seeded(4, 64, dtype=dtype, seed=2)
     caches = [seeded(3, 45, 2, 32, dtype=dtype) for _ in range(2)]
-    expected, whole = eagle3(embedded, hidden, caches[0], rows), WholeLayers([eagle3], caches[1:])
+    expected = eagle3(*eagle3.entered(embedded, hidden), caches[0], rows)
+    whole = WholeLayers([eagle3], caches[1:])
     joined, residual = eagle3.entered(embedded, hidden)
     whole.begin(residual, rows, joined)
     assert torch.equal(whole.run(0), expected)

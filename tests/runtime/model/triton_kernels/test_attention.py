@@ -73,11 +73,13 @@ def test_rows_see_their_ancestors_and_their_positions(
     own_sinks = seeded(heads, dtype=dtype, seed=seed) if sinks else None
     mask = Mask(
         positions=positions, ancestors=words, lengths=ends, appended=appended, tree=tree, start=START, window=window,
-        part=part, parts=parts, splits=splits,
+        part=part, parts=parts, splits=splits, counters=torch.zeros(2 * kv_heads, dtype=torch.int32),
     )  # fmt: skip
     out = attention.attend(qkv, heads, cache, 1, mask, scale=0.7, softcap=softcap, sinks=own_sinks)
     partial = torch.empty(2 * n, heads, dims + 1)
     attention.attend_to_part(qkv, cache, 1, mask, partial, scale=0.7, softcap=softcap)
+    assert mask.counters is not None
+    assert not mask.counters.any(), "as the next launch wants them"
     for number in range(2):
         own = slice(number * n, (number + 1) * n)
         end = lengths[number] + appended

@@ -234,3 +234,26 @@ def test_rows_that_nobody_has_start_nothing() -> None:
     assert rowwise.norm(none, seeded(6), 1e-5).shape == (0, 6)
     assert rowwise.gated(none).shape == (0, 3)
     assert top.top(none, 2)[0].shape == (0, 2)
+
+
+@EXAMPLES
+@given(
+    dtype=DTYPES, rows=st.integers(1, 4), columns=st.integers(1, 300), gathers=st.booleans(), normed=st.booleans(),
+    keep=st.booleans(),
+)  # fmt: skip
+def test_embeddings_and_states_are_joined_behind_their_norms(
+    dtype: torch.dtype, rows: int, columns: int, gathers: bool, normed: bool, keep: bool
+) -> None:
+    """With the bits of the norms alone; tokens are a column of a wider tensor."""
+    table, hidden = seeded(9, columns, dtype=dtype), seeded(4 if gathers else rows, columns, dtype=dtype, seed=1)
+    tokens = torch.tensor([[3, 7], [8, 7], [0, 7], [3, 7]])[:rows, 0]
+    parents = torch.tensor([2, 0, 3, 2])[:rows] if gathers else None
+    first, second = seeded(columns, dtype=dtype, seed=2), seeded(columns, dtype=dtype, seed=3)
+    norms = ((first, 1e-5, False), (second, 1e-3, False)) if normed else None
+    joined, kept = rowwise.join(tokens, table, hidden, parents, norms, keep=keep)
+    states = [table[tokens], hidden if parents is None else hidden[parents]]
+    if keep:
+        assert torch.equal(kept, states[1])
+    if norms is not None:
+        states = [rowwise.norm(x, weight, eps) for x, (weight, eps, _) in zip(states, norms, strict=True)]
+    assert torch.equal(joined, torch.cat(states, 1))

@@ -11,7 +11,8 @@ from runtime.decode.tree import ancestors
 from runtime.decode.tree_growth import DynamicOnGpu, growth_of
 from runtime.decode.verify import walk
 from runtime.model.mask import words_of
-from runtime.model.triton_kernels import trees
+from runtime.model.triton_kernels import top, trees
+from tests.runtime.model.triton_kernels.interpreted import seeded
 
 EXAMPLES = settings(max_examples=12, deadline=None)
 
@@ -101,3 +102,58 @@ def test_scores_that_are_no_numbers_give_nodes_of_the_tree() -> None:
     tokens, parents = growth.finish()
     assert bool(((tokens >= 0) & (tokens < 9)).all())
     assert bool(((parents >= 0) & (parents < 6)).all())
+
+
+@EXAMPLES
+@given(
+    shape=st.sampled_from([(6, 1, 3), (4, 0, 3), (12, 3, 4), (2, 2, 1)]), batch=st.integers(1, 2),
+    columns=st.sampled_from([7, 300, 4096 + 5, 9000]), maps=st.booleans(), strange=st.booleans(),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_tree_grows_from_blocks_of_logits_as_from_their_best(
+    shape: tuple[int, int, int], batch: int, columns: int, maps: bool, strange: bool, seed: int
+) -> None:
+    """With a map of the drafter's tokens and without; also of logits that are no numbers, whose tokens are of the
+    vocabulary.
+    """
+    nodes, depth, k = shape
+    tree = Tree(kind="dynamic", total_token=nodes, depth=depth, top_k=k, paths=None)
+    device, rows = torch.device("cpu"), max(1, sum(fed_rows(tree)) + 3)
+    growths = [growth_of(tree, batch, torch.int32, device, rows) for _ in range(2)]
+    targets = torch.arange(columns) * 3 + 1 if maps else None
+    roots, level, other = torch.arange(batch), None, None
+    for number in range(depth + 1):
+        logits = seeded(batch * (k if number else 1), columns, seed=seed + number) * 4
+        if strange:
+            logits[-1] = float("nan")
+        own, theirs = growths
+        assert isinstance(own, DynamicOnGpu)
+        tokens, scores = top.top(logits, k)
+        tokens = tokens if targets is None else targets[tokens]
+        other = theirs.start(roots, tokens, scores) if other is None else theirs.grow(other, tokens, scores)
+        level = own.of_blocks(roots, level, top.of_blocks(logits, k), targets)
+        assert (level is None) == (other is None) == (number == depth)
+        if level is not None and other is not None and not strange:
+            for name in ("tokens", "parents", "seen"):
+                assert torch.equal(getattr(level, name), getattr(other, name))
+    for growth in growths:
+        growth.recorded = True
+    (made, links), (expected, parents) = (growth.finish() for growth in growths)
+    vocabulary = torch.arange(columns) if targets is None else targets
+    assert bool(torch.isin(made[:, 1:], vocabulary).all())
+    assert bool(((links >= 0) & (links < nodes)).all())
+    if not strange:
+        assert torch.equal(made, expected)
+        assert torch.equal(links, parents)
+        pools = [growth.pool for growth in growths]
+        assert pools[0] is not None
+        assert pools[1] is not None
+        torch.testing.assert_close(pools[0].scores, pools[1].scores, rtol=0, atol=1e-5)
+        assert torch.equal(pools[0].tokens, pools[1].tokens)
+
+
+def test_many_candidates_of_wide_logits_are_taken_by_a_kernel_of_their_own() -> None:
+    """What a program holds in registers is bounded: 16 rows of 512 candidates."""
+    assert [trees.takes_blocks(width, k) for width, k in ((32000, 10), (128256, 10), (32000, 32), (128256, 32))] == [
+        True, True, True, False,
+    ]  # fmt: skip
