@@ -29,7 +29,7 @@ import torch
 from blake3 import blake3
 
 from planner.costs import memory
-from plans import codec, slot_bytes, slots
+from plans import codec, share_slots, slot_bytes, slots
 from plans.artifact import Image, Images, Source, Sources, abi_of, align, dump_images, filler_name, image_metadata
 from plans.check import check, load
 from plans.dtypes import HEADER_NAMES
@@ -533,7 +533,7 @@ def forge_images(rng: random.Random, plan: Plan, directory: Path) -> None:
         entries: list[TensorEntry] = []
         data, fillers = bytearray(), 0
         for spec in slots.device_slots(plan, device.id):
-            if spec.dtype == slots.ORDER_DTYPE:
+            if spec.dtype == share_slots.ORDER_DTYPE:
                 content = _columns(rng, spec, wrong_map)
             else:
                 content = _content(rng, spec.name, spec.dtype, spec.nbytes, kind, plan, wrong_map)

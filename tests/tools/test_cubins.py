@@ -17,7 +17,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "cubins.py"
         (80, "attend, tree, fp8", 2),
         (90, "int4-g128, 60 rows", 1),
         (90, "draw", 12),
-        (100, "plain, int8", 2),
+        (100, "plain, int8", 1),
         (90, "heads, int8", 1),
     ],
 )
