@@ -1,6 +1,6 @@
 """Compile every GPU kernel for every GPU of the catalogue, without one, and print what each takes.
 
-    python tools/cubins.py                              # all capabilities: 10 to 20 minutes
+    python tools/cubins.py                              # all capabilities: 3 to 20 minutes
     python tools/cubins.py --capability 80,90 --only attend
 
 Each kernel is specialised as for the launches of a step of an 8B model, by Triton's own rules, and assembled by the
