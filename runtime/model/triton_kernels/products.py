@@ -26,6 +26,9 @@ FEW_ROWS, MOST_ROWS = 64, 64
 """Rows up to which a product may be divided by columns, and those of a program."""
 PROGRAMS = 256
 """Programs that load all memory channels of the largest GPUs, about two for each of their processors."""
+MOST_REGISTERS = 160
+"""Registers of a thread of a product of more than 32 rows with codes of int8: ptxas, left to itself, takes 128 of them
+for compute capability 12.0, and spills four."""
 COUNTERS = PROGRAMS // 2
 """Most blocks of outputs of a product whose columns are divided."""
 
@@ -163,6 +166,7 @@ def product(x: Tensor, weight: Coded, added: Tensor | None = None) -> Tensor:
         weight.order, added, out, partial, counters, rows, inputs, outputs, x.stride(0), *_strides(weight, 0),
         added_stride, ceil_div(inputs, splits * columns) * columns, ADDS=added is not None, PARTS=splits, BM=block,
         warps=8 if block > 32 else 4, stages=3,
+        **({"maxnreg": MOST_REGISTERS} if block > 32 and weight.form.code == "int8" else {}),
         **_sizes(weight.form, columns, zeros=weight.zeros is not None, ordered=weight.order is not None),
     )  # fmt: skip
     return out
