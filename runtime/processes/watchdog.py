@@ -154,7 +154,7 @@ class Watch:
             return MeetingError(f"{', '.join(meeting)}: not connected to the others after {still_s} s: {UNCONNECTED}")
         return PeerError(
             f"no device made progress for {still_s} s, and each waits for another: {others}: a message between them "
-            "was lost, or a GPU does not end what it was given"
+            "was lost, another program may have connected to a port of the run, or a GPU does not end what it was given"
         )
 
 

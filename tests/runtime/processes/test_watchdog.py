@@ -50,7 +50,7 @@ def complaint_after(clock: list[float], seconds: float, *sights: Sight | None) -
         ((WAITS, BUSY, WAITS), "device b (rank 1), while in 'verify', made no progress for 2 s: it hangs; "
                                "others wait: a in group stages[0]; c in group stages[0]"),
         ((WAITS, WAITS, WAITS), "no device made progress for 2 s, and each waits for another: a in group stages[0]; b "
-                                "in group stages[0]; c in group stages[0]: a message between them was lost, or a GPU"),
+                                "in group stages[0]; c in group stages[0]: a message between them was lost, another p"),
         ((MEETS, MEETS, replace(BUSY, phase="waiting", asked=0)), "a, b: not connected to the others after 2 s: a f"),
         # queued on a GPU: c is behind a, and b waits for what it has queued in a read, or has queued nothing
         ((replace(BUSY, queued="draft", number=9), WAITS, replace(BUSY, queued="draft", number=8)),
