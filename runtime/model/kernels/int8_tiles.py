@@ -23,18 +23,13 @@ from runtime.model.kernels.elements import (
     F64,
     I64,
     chosen,
-    elements,
-    floats,
     integers,
-    itemsize,
     numbers,
     octets,
     pointer,
-    put,
     reserved,
-    wide,
 )
-from runtime.model.kernels.inner_loops import finish
+from runtime.model.kernels.multiply_tiles import write_results
 from runtime.model.kernels.processor import has, multiplies_tiles
 from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.tiles import (
@@ -70,7 +65,7 @@ dot_0, dot_1, dot_2, dot_3 = (dot(tile, 4, 6, "tdpbusd") for tile in range(BLOCK
 dot_last = dot(LAST, 4, 7, "tdpbusd")
 store_0, store_1, store_2, store_3 = (store_tile(tile) for tile in range(BLOCKS))
 zero_all, fetch = zero_tiles(BLOCKS), prefetched(TILE_ROWS)
-finish_row, results_of_tile = finish(TILE_ROWS, 1), reserved(ROWS * TILE_ROWS)
+results_of_tile = reserved(ROWS * TILE_ROWS)
 
 
 # ---- rows of x ----
@@ -244,18 +239,9 @@ def _finish(
     data: Any, a: Any, sums: Any, x: Any, row: Any, rows: Any, first: Any, outputs: Any, scales: Any
 ) -> None:  # fmt: skip
     """Write sums, int32 [16, rows, DIGITS] with stride TILE_BYTES, as results of a block of rows and outputs."""
-    size, results = itemsize(data), results_of_tile()
+    results = results_of_tile()
     scale_tile(sums, x + int8.DIGITS * BLOCK * ((a.inputs + BLOCK - 1) // BLOCK) * rows, scales, results)
-    for number in range(rows):
-        own = results + number * TILE_BYTES
-        out = a.out + (row + number) * a.out_stride + first * size
-        added = a.added + (row + number) * a.added_stride + first * size if a.added else np.int64(0)
-        if outputs == TILE_ROWS:
-            finish_row(data, own, added, 0, out, 0)
-        else:
-            for i in range(outputs):
-                more = wide(elements(data, added)[i]) if added else np.float32(0)
-                put(elements(data, out), i, floats(own)[i] + more)
+    write_results(data, a, results, rows, outputs, first, row)
 
 
 @intrinsic  # type: ignore[untyped-decorator]

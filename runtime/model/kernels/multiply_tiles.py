@@ -283,11 +283,17 @@ def _copy_rest(data: Any, left: Any, stride: Any, inputs: Any, outputs: Any, pla
 @subroutine(apart=True)
 def _finish(data: Any, a: Any, sums: Any, rows: Any, outputs: Any, first: Any, row: Any) -> None:
     """Write sums [16, 16], or [16] of one row, as the first results of a block of rows and outputs."""
-    size = itemsize(data)
     if rows > 1:
         turn_tile(sums)
+    write_results(data, a, sums, rows, outputs, first, row)
+
+
+@subroutine()
+def write_results(data: Any, a: Any, results: Any, rows: Any, outputs: Any, first: Any, row: Any) -> None:
+    """Add float32 [rows, outputs] with stride TILE_BYTES to what a product has added, and write the sums."""
+    size = itemsize(data)
     for number in range(rows):
-        own = sums + number * TILE_BYTES
+        own = results + number * TILE_BYTES
         out = a.out + (row + number) * a.out_stride + first * size
         added = a.added + (row + number) * a.added_stride + first * size if a.added else np.int64(0)
         if outputs == TILE_ROWS:
