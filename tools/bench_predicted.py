@@ -30,11 +30,11 @@ import planner
 from demo import HEAD, say
 from demo_model import cache_directory, ensure_model
 from planner.api import measuring
+from planner.api.options import BuildOptions
 from planner.api.planning import PlanResult, request_of, solved
 from planner.demo_model import DEFAULT_HEAD
 from planner.errors import InfeasibleError
 from planner.problem.placed import messages_ns, parts_ns, plain_step_ns
-from planner.request import Wanted
 from planner.solver.minimise import Settings
 from plans.format import format_bytes
 from plans.schema import Options, Plan, Tree
@@ -143,16 +143,16 @@ def with_memory(subject: Subject, data: Any, tree: Tree, inventory: Path, nbytes
     (host,) = data["hosts"]
     devices = [device | {"memory": f"{nbytes} B"} for device in host["devices"]]
     inventory.write_text(dump_yaml({"hosts": [host | {"devices": devices}]}))
-    request = request_of(
-        Wanted(dtype=subject.dtype, context=KV_ROWS - tree.total_token, tree=tree, simplify_ppm=0),
-        model=subject.model,
+    options = BuildOptions(
+        subject.model,
         draft=subject.draft,
-        aux_layers=None,
         inventory=inventory,
-        device_map=None,
-        previous=None,
+        dtype=subject.dtype,
+        context=KV_ROWS - tree.total_token,
+        tree=tree,
+        simplify=0.0,
     )
-    return solved(request, Settings())
+    return solved(request_of(options), Settings())
 
 
 def twice(arguments: argparse.Namespace, directory: Path) -> None:

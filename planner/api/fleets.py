@@ -5,20 +5,20 @@ from pathlib import Path
 from typing import ClassVar
 
 from planner.api.checking import Repeated
-from planner.api.planning import DEFAULTS, check_number, requested
+from planner.api.options import FleetOptions, with_options_of
+from planner.api.planning import request_of
 from planner.errors import InfeasibleError, InputError
 from planner.fleet import directory as fleet_directory
 from planner.fleet.build import BuiltFleet, FleetInput, build_fleet
 from planner.integers import ceil_div
-from planner.request import Objective, Request, Schedule, resolve_request
+from planner.request import Request, resolve_request
 from planner.solver.minimise import Settings
-from plans.check_inputs import MOST_BATCH, MOST_CLIENTS, MOST_DEVICES
+from plans.check_inputs import MOST_BATCH
 from plans.codec import FLEET_FILE
 from plans.diff import Difference
-from plans.fleet import MICRO, MOST_MICROTOKENS, Fleet, FleetRequest, is_canonical
+from plans.fleet import MICRO, Fleet, FleetRequest, is_canonical
 from plans.fleet_diff import LoadedFleet, fleet_differences, fleet_summary, load_with_plans
-from plans.format import quote
-from plans.schema import DType, KvAxis, KvDType, Plan, RoundedWeights, Tree
+from plans.schema import Plan
 
 MOST_EQUAL = 8
 """Replicas up to which one may have just as many places as its part of the clients."""
@@ -95,31 +95,8 @@ class FleetDiff:
         return fleet_summary(self.before, self.after)
 
 
-def plan_fleet(
-    model: str | Path | None = None,
-    *,
-    inventory: str | Path,
-    replicas: int | None = None,
-    clients: int | None = None,
-    min_tokens_per_s: float = 0.0,
-    batch: int | None = None,
-    draft: str | Path | None = None,
-    aux_layers: str | None = None,
-    context: int | None = None,
-    dtype: DType | None = DEFAULTS.dtype,
-    weights: RoundedWeights | None = DEFAULTS.weights,
-    kv_dtype: KvDType | None = DEFAULTS.kv_dtype,
-    kv_axis: KvAxis | None = DEFAULTS.kv_axis,
-    tree: Tree | None = DEFAULTS.tree,
-    prefill_chunk: int | None = DEFAULTS.prefill_chunk,
-    stall_timeout_s: int | None = DEFAULTS.stall_timeout_s,
-    gap: float = 0.0,
-    simplify: float = 0.0,
-    max_devices: int | None = DEFAULTS.max_devices,
-    objective: Objective | None = None,
-    profile: str | Path | None = None,
-    schedule: Schedule = DEFAULTS.schedule,
-) -> FleetResult:
+@with_options_of(FleetOptions)
+def plan_fleet(options: FleetOptions) -> FleetResult:
     """Return the division of an inventory into replicas of a model: what ``build --replicas`` makes.
 
     ``replicas``: how many, by default as many as have the most tokens per second. ``clients``: sequences that run
@@ -130,35 +107,13 @@ def plan_fleet(
 
     Raise InputError, InfeasibleError or NotProvenError as that does.
     """
-    check_number("replicas", replicas, MOST_DEVICES)
-    check_number("clients", clients, MOST_CLIENTS)
-    check_number("batch", batch, MOST_BATCH)
-    most = MOST_MICROTOKENS / MICRO
-    if isinstance(min_tokens_per_s, bool) or not 0 <= min_tokens_per_s <= most:
-        raise InputError(f"min_tokens_per_s: found {quote(min_tokens_per_s)}, expected a number from 0 to {most:g}")
-    request = requested(
-        model=model,
-        inventory=inventory,
-        draft=draft,
-        aux_layers=aux_layers,
-        context=context,
-        batch=batch or 1,
-        dtype=dtype,
-        weights=weights,
-        kv_dtype=kv_dtype,
-        kv_axis=kv_axis,
-        tree=tree,
-        prefill_chunk=prefill_chunk,
-        stall_timeout_s=stall_timeout_s,
-        gap=gap,
-        simplify=simplify,
-        max_devices=max_devices,
-        objective=objective,
-        profile=profile,
-        schedule=schedule,
+    asked = Asked(
+        replicas=options.replicas,
+        clients=options.clients,
+        min_tokens_per_s=options.min_tokens_per_s,
+        batch=options.batch,
     )
-    asked = Asked(replicas=replicas, clients=clients, min_tokens_per_s=min_tokens_per_s, batch=batch)
-    return divided(request, asked, Settings())
+    return divided(request_of(options), asked, Settings())
 
 
 def divided(request: Request, asked: Asked, settings: Settings) -> FleetResult:

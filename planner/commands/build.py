@@ -1,6 +1,8 @@
 """``build``: from options to a plan, its directory and its images."""
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,13 +11,15 @@ from rich.console import Console
 from planner import plan_directory
 from planner.api import planning
 from planner.api.fleets import Asked
+from planner.api.options import BuildOptions
 from planner.commands import build_fleet
 from planner.commands.compile import compile_images, images_data
 from planner.commands.console import put, say
 from planner.commands.objectives import objective_lines
+from planner.commands.output import Output
 from planner.commands.progress import trying
 from planner.commands.tables import tables
-from planner.demo_model import BASE, DEFAULT_HEAD
+from planner.demo_model import BASE
 from planner.errors import InfeasibleError, InputError
 from planner.families import DraftInput
 from planner.problem.usable import refuse_unusable
@@ -29,8 +33,6 @@ from planner.request import (
     DEFAULT_SIMPLIFY_PPM,
     Objective,
     Request,
-    Schedule,
-    Wanted,
     default_tree,
     resolve_dtype,
     resolve_request,
@@ -40,146 +42,107 @@ from planner.solver.minimise import Settings
 from planner.speculation.compare import compared
 from plans import diff as plan_diff
 from plans import terminal
+from plans.acceptance import PPM
 from plans.artifact import compile_command
 from plans.format import format_ns
-from plans.schema import DType, KvAxis, KvDType, Plan, RoundedWeights, Speculation, Strategy, Tree
+from plans.schema import Plan, Speculation, Strategy
 from plans.usable import by_reason
 
 
-def run(
-    *,
-    inventory: Path,
-    model: Path | None,
-    draft: Path | None,
-    aux_layers: tuple[int, ...] | None,
-    no_draft: bool,
-    context: int | Literal["max"] | None,
-    batch: int | None,
-    dtype: DType | None,
-    weights: RoundedWeights | None,
-    kv_dtype: KvDType | None,
-    kv_axis: KvAxis | None,
-    strategy: tuple[Strategy | None, Path | None],
-    device_map: Path | None,
-    map_file: Path | None,
-    tree: Tree | None,
-    prefill_chunk: int | None,
-    stall_timeout_s: int | None,
-    gap: int,
-    previous: Path | None,
-    within_ppm: int | None,
-    simplify: int | None,
-    max_devices: int | None,
-    objective: Objective | Literal["throughput"] | None,
-    profile: Path | None,
-    schedule: Schedule,
-    replicas: int | Literal["auto"] | None,
-    clients: int | None,
-    min_tokens_per_s: float | None,
-    plan_only: bool,
-    out: Path | None,
-    workers: int,
-    solver_seed: int,
-    solver_limit: float,
-    as_json: bool,
-    verbose: int,
-) -> None:
-    """Solve for a placement, write the plan, and compile its images unless there are no tensors or ``plan_only``."""
-    tree_objective = objective_of_fleet(objective, replicas, clients, min_tokens_per_s)
-    if no_draft:
-        refuse_draft_options(tree_objective, profile)
-        draft, tree, aux_layers = None, None, None
-    elif model is None and draft is None:
-        draft = DEFAULT_HEAD
-    out = out or Path("plans") / name_of(model)
-    if replicas is None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arguments:
+    """What the command line has beside :class:`BuildOptions`, or in another form."""
+
+    no_draft: bool
+    strategy: tuple[Strategy | None, Path | None]
+    """Name, and the device map of ``custom:FILE``."""
+    device_map: Path | None
+    map_file: Path | None
+    simplify: float | None
+    objective: Objective | Literal["throughput"] | None
+    replicas: int | Literal["auto"] | None
+    clients: int | None
+    min_tokens_per_s: float | None
+    plan_only: bool
+    out: Path | None
+    workers: int
+    solver_seed: int
+    solver_limit: float
+    as_json: bool
+    verbose: int
+
+
+def run(**values: Any) -> None:
+    """Solve for a placement, write the plan, and compile its images unless there are no tensors or ``plan_only``.
+
+    ``values``: those of ``declarations.BUILD``, by name.
+    """
+    arguments = Arguments(**{field.name: values.pop(field.name) for field in fields(Arguments)})
+    out = arguments.out or Path("plans") / name_of(values["model"])
+    options = build_options(arguments, values)
+    if arguments.replicas is None:
         plan_directory.refuse_foreign(out)
-    map_path = only_map(strategy[1], device_map, map_file)
-    placed_by = planning.strategy_of(strategy[0], map_path)
-    wanted = Wanted(
-        context=context,
-        batch=batch or 1,
-        dtype=dtype,
-        weights=weights,
-        kv_dtype=kv_dtype,
-        kv_axis=kv_axis,
-        strategy=placed_by,
-        tree=tree,
-        prefill_chunk=prefill_chunk,
-        stall_timeout_s=stall_timeout_s,
-        gap_ppm=gap,
-        within_ppm=within_ppm,
-        simplify_ppm=simplify_ppm(simplify, replicas),
-        max_devices=max_devices,
-        objective=planning.objective_of(tree_objective, draft, tree, placed_by),
-        schedule=schedule,
-    )
-    request = planning.request_of(
-        wanted,
-        profile=profile,
-        model=model,
-        draft=draft,
-        aux_layers=aux_layers,
-        inventory=inventory,
-        device_map=map_path,
-        previous=previous,
-    )
+    request = planning.request_of(options)
     warn_of_unusable(request)
-    settings = Settings(workers=workers, seed=solver_seed, limit=solver_limit, gap_ppm=gap)
-    if replicas is not None:
-        number = None if replicas == "auto" else replicas
-        asked = Asked(replicas=number, clients=clients, min_tokens_per_s=min_tokens_per_s or 0.0, batch=batch)
-        build_fleet.run(
-            request, asked, settings, model=model, draft=draft, out=out, plan_only=plan_only, as_json=as_json,
-            verbose=verbose,
-        )  # fmt: skip
+    settings = Settings(
+        workers=arguments.workers,
+        seed=arguments.solver_seed,
+        limit=arguments.solver_limit,
+        gap_ppm=request.wanted.gap_ppm,
+    )
+    output = Output(directory=out, plan_only=arguments.plan_only, as_json=arguments.as_json, verbose=arguments.verbose)
+    if arguments.replicas is None:
+        build_plan(options, request, settings, output)
         return
-    build_plan(
-        request, settings, model=model, draft=draft, previous=previous, out=out, plan_only=plan_only, as_json=as_json,
-        verbose=verbose,
-    )  # fmt: skip
+    asked = Asked(
+        replicas=None if arguments.replicas == "auto" else arguments.replicas,
+        clients=arguments.clients,
+        min_tokens_per_s=arguments.min_tokens_per_s or 0.0,
+        batch=options.batch,
+    )
+    build_fleet.run(options, request, asked, settings, output)
 
 
-def build_plan(
-    request: Request,
-    settings: Settings,
-    *,
-    model: Path | None,
-    draft: Path | None,
-    previous: Path | None,
-    out: Path,
-    plan_only: bool,
-    as_json: bool,
-    verbose: int,
-) -> None:
+def build_options(arguments: Arguments, values: Mapping[str, Any]) -> BuildOptions:
+    """Return the options of a command line, ``values`` as they are; raise InputError for what contradicts itself."""
+    objective = objective_of(arguments)
+    if arguments.no_draft:
+        refuse_draft_options(objective, values["profile"])
+        values = {**values, "model": values["model"] or BASE, "draft": None, "tree": None, "aux_layers": None}
+    simplify = arguments.simplify
+    if simplify is None:  # the devices of a replica do nothing else
+        simplify = DEFAULT_SIMPLIFY_PPM / PPM if arguments.replicas is None else 0.0
+    strategy, file = arguments.strategy
+    device_map = only_map(file, arguments.device_map, arguments.map_file)
+    return BuildOptions(**values, strategy=strategy, device_map=device_map, objective=objective, simplify=simplify)
+
+
+def build_plan(options: BuildOptions, request: Request, settings: Settings, output: Output) -> None:
     """Solve for one placement on all devices, write the plan, and compile its images where there are tensors."""
-    result = solve(request, settings, verbose)
+    out = output.directory
+    result = solve(request, settings, output.verbose)
     result.write(out)
     speculation = result.plan.speculation
     if speculation is None and request.profile is not None:
         speculation = compared(result.plan, request.profile, settings)
-    report(out, result, request, previous, verbose)
+    report(out, result, request, options.previous, output.verbose)
     report_draft(out, result, request, speculation)
-    bare = report_missing_tensors(out, result, plan_only)
-    head = draft if result.draft is not None else None
-    compiled = None if plan_only or bare else compile_images(out, model or BASE, head, None, verbose=verbose)
-    if as_json:
-        images: dict[str, Any] = {"images": images_data(compiled)} if compiled else {}
+    images: dict[str, Any] = {}
+    if not report_missing_tensors(out, result, output.plan_only) and not output.plan_only:
+        head = options.head if result.draft is not None else None
+        images["images"] = images_data(compile_images(out, options.base, head, None, verbose=output.verbose))
+    if output.as_json:
         summary = render.summary(result.plan, speculation)
         put({"plan": str(out), **summary, "solve_s": round(result.solved.solve_s, 4), **images})
     else:
         terminal.out(str(out))
 
 
-def objective_of_fleet(
-    objective: Objective | Literal["throughput"] | None,
-    replicas: int | Literal["auto"] | None,
-    clients: int | None,
-    min_tokens_per_s: float | None,
-) -> Objective | None:
+def objective_of(arguments: Arguments) -> Objective | None:
     """Return the objective of a single plan that was asked for; raise InputError for options of fleets without one."""
-    if replicas is None:
-        fleets = {"--clients": clients, "--min-tokens-per-s": min_tokens_per_s}
+    objective = arguments.objective
+    if arguments.replicas is None:
+        fleets = {"--clients": arguments.clients, "--min-tokens-per-s": arguments.min_tokens_per_s}
         given = [option for option, value in fleets.items() if value is not None]
         if objective == "throughput":
             given.append("--objective throughput")
@@ -198,15 +161,6 @@ def refuse_draft_options(objective: Objective | None, profile: Path | None) -> N
         )
     if profile is not None:
         raise InputError(f"--profile {profile}: is of a draft, and --no-draft asks for none: leave one of them out")
-
-
-def simplify_ppm(asked: int | None, replicas: object) -> int:
-    """Return how much longer a step may be for a simpler plan: by default not at all in a replica, whose devices do
-    nothing else.
-    """
-    if asked is not None:
-        return asked
-    return DEFAULT_SIMPLIFY_PPM if replicas is None else 0
 
 
 def report_draft(out: Path, result: planning.PlanResult, request: Request, speculation: Speculation | None) -> None:
@@ -270,7 +224,7 @@ def name_of(model: Path | None) -> str:
     return (resolved.parent if resolved.suffix == ".json" else resolved).name
 
 
-def report(out: Path, result: planning.PlanResult, request: Request, previous: Path | None, verbose: int) -> None:
+def report(out: Path, result: planning.PlanResult, request: Request, previous: str | Path | None, verbose: int) -> None:
     """Write what was planned to stderr, with the details that ``verbose`` asks for."""
     plan, drafter = result.plan, result.draft
     say(f"{out}: {summary_line(plan)}, solved in {result.solved.solve_s:.2f} s")

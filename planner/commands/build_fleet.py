@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from planner.api.fleets import Asked, FleetResult, divided
+from planner.api.options import BuildOptions
 from planner.commands.compile import compile_images, images_data
 from planner.commands.console import put, say
-from planner.demo_model import BASE
+from planner.commands.output import Output
 from planner.fleet.directory import refuse_foreign
 from planner.report import fleet as report
 from planner.request import Request
@@ -14,29 +15,19 @@ from plans import terminal
 from plans.codec import PLAN_FILE
 
 
-def run(
-    request: Request,
-    asked: Asked,
-    settings: Settings,
-    *,
-    model: Path | None,
-    draft: Path | None,
-    out: Path,
-    plan_only: bool,
-    as_json: bool,
-    verbose: int,
-) -> None:
-    """Divide the inventory, write the fleet, and compile the images of each template unless ``plan_only``."""
+def run(options: BuildOptions, request: Request, asked: Asked, settings: Settings, output: Output) -> None:
+    """Divide the inventory, write the fleet, and compile the images of each template unless only to plan."""
+    out = output.directory
     refuse_foreign(out)
     result = divided(request, asked, settings)
     result.write(out)
     for line in (report.headline(result.fleet), *report.proof_lines(result.fleet), *report.unused_lines(result.fleet)):
         say(f"{out}: {line}")
-    images = {} if plan_only or _is_bare(out, result) else _compile(out, result, model, draft, verbose)
+    images = {} if output.plan_only or _is_bare(out, result) else _compile(options, result, output)
     for earlier in sorted(file.parent.name for file in out.glob(f"*/{PLAN_FILE}")):
         if earlier not in result.plans:
             say(f"{out}: {earlier} is a template of an earlier fleet, which this one does not have: take it away")
-    if as_json:
+    if output.as_json:
         put({"fleet": str(out), **report.data(result.loaded), **({"images": images} if images else {})})
     else:
         terminal.out(str(out))
@@ -51,11 +42,11 @@ def _is_bare(out: Path, result: FleetResult) -> bool:
     return bool(bare)
 
 
-def _compile(out: Path, result: FleetResult, model: Path | None, draft: Path | None, verbose: int) -> dict[str, object]:
+def _compile(options: BuildOptions, result: FleetResult, output: Output) -> dict[str, object]:
     """Compile the images of each template; return what was compiled, by template."""
-    return {
-        name: images_data(
-            compile_images(out / name, model or BASE, draft if plan.draft else None, None, verbose=verbose)
-        )
-        for name, plan in result.plans.items()
-    }
+    images = dict[str, object]()
+    for name, plan in result.plans.items():
+        head = options.head if plan.draft else None
+        compiled = compile_images(output.directory / name, options.base, head, None, verbose=output.verbose)
+        images[name] = images_data(compiled)
+    return images

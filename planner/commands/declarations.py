@@ -13,15 +13,14 @@ from planner.commands.options import (
     Number,
     OneOf,
     Whole,
-    parse_aux,
+    check_aux,
     parse_context,
     parse_gap,
+    parse_of_step,
     parse_replicas,
-    parse_simplify,
     parse_strategy,
     parse_tree,
     parse_verbosity,
-    parse_within,
 )
 from planner.request import DEFAULT_TREE, MOST_DEFAULT_CONTEXT, MOST_POSITIONS, Objective, Schedule, tree_text
 from planner.solver import limits
@@ -128,7 +127,7 @@ BUILD = Command(
         ),
         click.Option(
             ["--aux-layers"],
-            callback=parse_aux,
+            callback=check_aux,
             metavar="LAYERS",
             help="Layers of the model that an EAGLE-3 head reads, by inputs=2,18,33 or outputs=1,17,32.  [default: as "
             "its config says, where that is certain]",
@@ -240,15 +239,15 @@ BUILD = Command(
             help="Keep as many weights where this plan has them as --within allows.",
         ),
         click.Option(
-            ["--within", "within_ppm"],
+            ["--within"],
             metavar="X",
-            callback=parse_within,
+            callback=parse_of_step,
             help="With --previous: accept a step longer than the shortest by X.  [default: 2%]",
         ),
         click.Option(
             ["--simplify"],
             metavar="X",
-            callback=parse_simplify,
+            callback=parse_of_step,
             help="Accept a step longer than the shortest by X for fewer devices, then fewer different runs of layers; "
             "0: only the shortest.  [default: 0.5%, with --replicas 0]",
         ),

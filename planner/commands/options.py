@@ -10,6 +10,7 @@ import click
 from planner.families.aux_layers import parse_aux_layers
 from planner.request import DEFAULT_TREE, LEAST_TREE, STATIC_PATHS
 from plans import numbers
+from plans.acceptance import PPM
 from plans.check_inputs import MOST_CLIENTS, MOST_TREE, path_problems, static_tree
 from plans.console import verbosity
 from plans.format import quote
@@ -73,35 +74,27 @@ class FilePath(click.ParamType):  # type: ignore[type-arg] # older versions are 
 PATH = FilePath()
 
 
-def parse_gap(context: click.Context, parameter: click.Parameter, value: str) -> int:
-    """Parse a relative distance, as a percentage or a fraction, to parts per million."""
-    ppm = _relative(value)
-    if ppm is None or ppm == 1_000_000:
+def parse_gap(context: click.Context, parameter: click.Parameter, value: str) -> float:
+    """Parse a relative distance, as a percentage or a fraction, to a fraction."""
+    fraction = _relative(value)
+    if fraction is None or fraction == 1:
         raise click.BadParameter(f"found {quote(value)}, expected a fraction like 0.05 or 5%, from 0 to less than 100%")
-    return ppm
+    return fraction
 
 
-def parse_within(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """Parse a relative distance, as a percentage or a fraction, to parts per million."""
-    ppm = None if value is None else _relative(value)
-    if value is not None and ppm is None:
+def parse_of_step(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """Parse a part of the step time, as a percentage or a fraction, to a fraction."""
+    fraction = None if value is None else _relative(value)
+    if value is not None and fraction is None:
         raise click.BadParameter(f"found {quote(value)}, expected a fraction of the step time like 2% or 0.02")
-    return ppm
+    return fraction
 
 
-def parse_simplify(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """Parse a relative distance, as a percentage or a fraction, to parts per million."""
-    ppm = None if value is None else _relative(value)
-    if value is not None and ppm is None:
-        raise click.BadParameter(f"found {quote(value)}, expected a fraction of the step time like 0.5% or 0.005")
-    return ppm
-
-
-def _relative(value: str) -> int | None:
-    """Parse ``0.05``, ``.05`` or ``5%`` to parts per million; None where it is no such text, or more than 100%."""
+def _relative(value: str) -> float | None:
+    """Parse ``0.05``, ``.05`` or ``5%``, to parts per million; None where it is no such text, or more than 100%."""
     number = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,20})?|\.[0-9]{1,20})(%?)", value)
-    ppm = int(Decimal(number[1]) * (10_000 if number[2] else 1_000_000)) if number else -1
-    return ppm if 0 <= ppm <= 1_000_000 else None
+    ppm = int(Decimal(number[1]) * (PPM // 100 if number[2] else PPM)) if number else -1
+    return ppm / PPM if 0 <= ppm <= PPM else None
 
 
 def parse_tree(context: click.Context, parameter: click.Parameter, value: str | None) -> Tree | None:
@@ -143,12 +136,11 @@ def _paths(text: str) -> tuple[tuple[int, ...], ...]:
     return paths
 
 
-def parse_aux(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """Parse the layers that an EAGLE-3 head reads, named by their inputs or by their outputs, to those by inputs."""
-    layers = None if value is None else parse_aux_layers(value)
-    if value is not None and layers is None:
+def check_aux(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Return the layers that an EAGLE-3 head reads, named by their inputs or by their outputs, as they are."""
+    if value is not None and parse_aux_layers(value) is None:
         raise click.BadParameter(f"found {quote(value)}, expected inputs=2,18,33 or outputs=1,17,32, in order")
-    return layers
+    return value
 
 
 def parse_replicas(

@@ -13,7 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 import planner
-from planner.api import planning
+from planner.api.options import BuildOptions
 from planner.cli import main
 from planner.commands.declarations import COMMANDS
 from planner.demo_model import BASE, DEFAULT_HEAD
@@ -35,7 +35,6 @@ OPTIONS_OF_THE_COMMAND = {
     "as_json": "how a result is printed",
     "verbose": "how much is printed",
 }
-NAMES = {"within_ppm": "within"}
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +82,9 @@ def test_a_plan_that_was_edited_is_not_clean(result: planner.PlanResult, tmp_pat
 
 
 def test_options_are_those_of_the_command() -> None:
-    options = {NAMES.get(name, name) for name in (parameter.name for parameter in COMMANDS["build"].params) if name}
+    options = {parameter.name for parameter in COMMANDS["build"].params}
     assert set(signature(planner.plan).parameters) == options - set(OPTIONS_OF_THE_COMMAND)
-    assert signature(planner.plan).parameters["batch"].default == planning.DEFAULTS.batch == 1
+    assert signature(planner.plan).parameters["batch"].default == BuildOptions(inventory="").batch == 1
 
 
 def test_fleets_are_planned_written_read_checked_and_compared(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -11,7 +12,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from planner.api.options import BuildOptions
 from planner.cli import EXIT_CODES, main
+from planner.commands.build import Arguments
 from planner.commands.declarations import COMMANDS
 from planner.errors import PlannerError
 
@@ -54,13 +57,19 @@ def test_every_example_is_a_command_line_that_parses(name: str) -> None:
         command.make_context(name, shlex.split(example))
 
 
+def taken(name: str) -> set[str]:
+    """Return the names of what the implementation of a command takes: arguments, or fields of two records."""
+    if name == "build":
+        return {field.name for record in (Arguments, BuildOptions) for field in fields(record)}
+    return set(signature(import_module(f"planner.commands.{name}").run).parameters)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_has_help_and_a_parameter_of_the_implementation(name: str) -> None:
     command = COMMANDS[name]
     for parameter in command.params:
         assert not isinstance(parameter, click.Option) or parameter.hidden or parameter.help, parameter.name
-    run = import_module(f"planner.commands.{name}").run
-    assert {parameter.name for parameter in command.params} == set(signature(run).parameters)
+    assert {parameter.name for parameter in command.params} == taken(name)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
