@@ -20,7 +20,7 @@ PATTERNS = ("**/*.safetensors", "pytorch_model*.bin")
 """Files of tensors that a checkpoint may have."""
 BESIDE_A_CONFIG = (ACCEPTANCE, *TOKENIZER_FILES)
 """Files beside a config that are read too, also where the config alone was given."""
-SOURCES = ("planner/**/*.py", "planner/hardware/*.yaml", "planner/speculation/profiles/*.yaml", "plans/*.py")
+SOURCES = ("planner/**/*.py", "planner/hardware/*.yaml", "planner/speculation/profiles/*.yaml", "plans/**/*.py")
 """Files that plan and compile."""
 
 
