@@ -60,23 +60,7 @@ def add_stages(builder: Builder, problem: Problem, left_out: Container[tuple[int
     )
     size: tuple[Linear, ...] = tuple(sum(n for counts in kinds for n in counts if n is not none) for kinds in layers)
     _assign_layers(builder, problem, runs, layers, units, size)
-    units_ns = tuple(
-        tuple(
-            builder.slowest_ns(
-                units[i][k],
-                group.unit_ps(k, kind),
-                problem.layers_of(k) * kind.units,
-                {group.quantum_ns: 1},
-            )
-            for k, kind in enumerate(problem.kinds)
-        )
-        for i, group in groups
-    )
-    for i, group in groups:
-        for k, kind in enumerate(problem.kinds):
-            # In every layer the group waits for its slowest member, and only whole units of it can be divided.
-            layer_ps = least_slowest_ps(kind.units, tuple(sorted(group.unit_ps(k, kind))))
-            builder.model.add(PS_PER_NS * units_ns[i][k] >= layer_ps * sum(layers[i][k]))
+    units_ns = _units_ns(builder, problem, layers, units)
     time_ns = [
         _splits_ns(
             builder,
@@ -105,6 +89,34 @@ def add_stages(builder: Builder, problem: Problem, left_out: Container[tuple[int
         costs=costs,
         rounding_ns=rounding_ns,
     )
+
+
+def _units_ns(
+    builder: Builder,
+    problem: Problem,
+    layers: Sequence[Sequence[Sequence[cp_model.IntVar]]],
+    units: Sequence[Sequence[Sequence[cp_model.IntVar]]],
+) -> tuple[tuple[Linear, ...], ...]:
+    """Return ``Stages.units_ns``, with bounds of it."""
+    groups = list(enumerate(problem.groups))
+    units_ns = tuple(
+        tuple(
+            builder.slowest_ns(
+                units[i][k],
+                group.unit_ps(k, kind),
+                problem.layers_of(k) * kind.units,
+                {group.quantum_ns: 1},
+            )
+            for k, kind in enumerate(problem.kinds)
+        )
+        for i, group in groups
+    )
+    for i, group in groups:
+        for k, kind in enumerate(problem.kinds):
+            # In every layer the group waits for its slowest member, and only whole units of it can be divided.
+            layer_ps = least_slowest_ps(kind.units, tuple(sorted(group.unit_ps(k, kind))))
+            builder.model.add(PS_PER_NS * units_ns[i][k] >= layer_ps * sum(layers[i][k]))
+    return units_ns
 
 
 def containing(problem: Problem, device: int) -> list[int]:
