@@ -40,9 +40,10 @@ PLAN_FIELDS = {"schema", "inputs", "options", "inventory", "stages"}
 def write(
     directory: Path, plan: Plan, base: BaseInput, draft: DraftInput | None, profile: Profile | None = None
 ) -> None:
-    """Write a plan's directory, with the acceptance ``profile`` of its drafter; unchanged files are left alone.
+    """Write a plan's directory, with the acceptance ``profile`` of its drafter.
 
-    Raise OutputError, or CheckpointError.
+    Unchanged files are left alone, so that a directory which has all of them may be read-only. Raise OutputError, or
+    CheckpointError.
     """
     refuse_foreign(directory)
     files = _files_beside(base, draft)
@@ -53,7 +54,7 @@ def write(
         with held(directory):
             _write(directory, codec.dumps(plan).encode(), files, drafts=draft is not None)
     except OSError as error:
-        raise OutputError(f"{directory}: cannot write the plan: {error}") from error
+        raise OutputError(f"{directory}: cannot write the plan: {error.strerror or error}") from error
 
 
 def _write(directory: Path, text: bytes, files: dict[str, bytes], *, drafts: bool) -> None:
@@ -136,7 +137,8 @@ def _is_plan(file: Path) -> bool:
 
 def _remove(files: Iterable[Path]) -> None:
     for file in files:
-        file.unlink(missing_ok=True)
+        if os.path.lexists(file):  # in a read-only directory, to unlink nothing fails too
+            file.unlink()
 
 
 def _has(file: Path, content: bytes) -> bool:

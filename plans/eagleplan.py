@@ -24,6 +24,9 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
 }
 """Packages with a ``cli`` module, and the commands of each."""
 
+PURPOSES: Mapping[str, str] = {"planner": "Make and read plans", "runtime": "Run a plan"}
+"""Heading of the commands of each package."""
+
 GROUPS: Mapping[str, str] = {"planner": "main", "runtime": "commands"}
 """Name of the click group in the ``cli`` module of each package."""
 
@@ -70,7 +73,7 @@ def help_lines() -> Iterator[str]:
         with importing():
             group = getattr(import_module(f"{package}.cli"), GROUPS[package])
         yield ""
-        yield f"Commands of python -m {package}:"
+        yield f"{PURPOSES[package]} (also as python -m {package} COMMAND):"
         yield from (f"  {name:<10} {group.get_command(None, name).get_short_help_str(limit=400)}" for name in names)
     yield ""
     yield "eagleplan COMMAND --help describes a command, with examples."

@@ -27,8 +27,8 @@ from planner.remedies.explain import explain
 from planner.report import render
 from planner.report.details import device_details, inventory_lines
 from planner.report.models import aux_line
+from planner.report.proof import given_up, is_least, simpler, simplest
 from planner.report.speculation import speculation_lines
-from planner.report.view import given_up, is_least, simpler, simplicity_line
 from planner.request import (
     DEFAULT_SIMPLIFY_PPM,
     Objective,
@@ -258,11 +258,11 @@ def head_line(head: DraftInput, num_layers: int) -> str:
 
 def summary_line(plan: Plan) -> str:
     """Return the plan in one line: stages, devices, predicted step time, proof."""
-    used, simplicity = len(plan.memory), simplicity_line(plan)
+    used, simplicity = len(plan.memory), simplest(plan)
     stages = f"{len(plan.stages)} stage{'s' if len(plan.stages) > 1 else ''}"
     proof = plan.proof
     least = "" if is_least(plan) else f"{given_up(plan):+.2%} {simpler(plan)}, "
     return (
         f"{stages} on {used} device{'s' if used > 1 else ''}, {format_ns(proof.objective_ns)} per step "
-        f"({proof.status}, {least}bound {format_ns(proof.bound_ns)}{f'; {simplicity}' if simplicity else ''})"
+        f"({proof.status}, {least}bound {format_ns(proof.bound_ns)}{f', {simplicity}' if simplicity else ''})"
     )

@@ -65,22 +65,22 @@ def speculation_lines(plan: Plan, speculation: Speculation | None, *, same_place
     other = speculation.runner_up
     if plan.draft is None:
         line = f"no draft: plain decoding is expected to be the fastest, {plain}"
-        return (line, *([f"best of the others that were solved: {_runner_up(plan, other)}"] if other else []))
+        return (line, *([f"next best of those that were solved: {_runner_up(plan, other)}"] if other else []))
     acceptance, pays_ppm = speculation.acceptance_ppm, step_ns * PPM // max(1, plain_ns)
     assert plan.options.tree is not None, "a draft comes with a tree"
-    placed = "on this placement" if same_placement else "placed for it"
+    where = "on this placement" if same_placement else "on the best placement for that"
     lines = [
         f"with the draft, {tree_words(plan.options.tree)}: "
         f"{tokens_per_s(plan, acceptance, step_ns):.1f} tokens/s expected, "
         f"{acceptance / PPM:.2f} tokens per step of {format_ns(step_ns)}",
-        f"without it, {placed}: {plain}; drafting pays from {pays_ppm / PPM:.2f} tokens per step on",
+        f"without the draft, {where}: {plain}; drafting pays from {pays_ppm / PPM:.2f} tokens per step",
     ]
     if acceptance <= pays_ppm and plan.options.keep_draft:
         lines.append("the draft is kept for fewer sequences, as --schedule keep asks")
     elif acceptance <= pays_ppm:
         lines.append("the draft is expected to lose: plan with --objective tokens, or without --draft")
     if other is not None:
-        lines.append(f"best of the others that were solved: {_runner_up(plan, other)}")
+        lines.append(f"next best of those that were solved: {_runner_up(plan, other)}")
     return (*lines, *_schedule_lines(plan))
 
 

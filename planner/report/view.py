@@ -8,11 +8,9 @@ import dataclasses
 from dataclasses import dataclass
 
 from planner.report.models import draft_line, model_line
+from planner.report.proof import family_line, simplicity_line, verdict_line
 from planner.report.speculation import speculation_lines
-from plans.check_inputs import ROUNDING_PPM
-from plans.check_proof import different_runs
 from plans.codec import digest
-from plans.format import format_ns
 from plans.graphs import steps_line
 from plans.kv import KvDivision, kv_division
 from plans.schema import (
@@ -164,9 +162,9 @@ def view(plan: Plan, speculation: Speculation | None = None) -> View:
         least_ns=plan.proof.least_ns,
         bound_ns=plan.proof.bound_ns,
         status=plan.proof.status,
-        verdict=_verdict_line(plan),
+        verdict=verdict_line(plan),
         simplicity=simplicity_line(plan),
-        family=_family_line(plan),
+        family=family_line(plan),
         min_free_bytes=plan.proof.min_free_bytes,
         speculation=speculation_lines(plan, speculation, same_placement=plan.speculation is None),
         acceptance=speculation.profile_source if speculation else "",
@@ -205,83 +203,6 @@ def _option_lines(plan: Plan) -> tuple[tuple[str, str], ...]:
         static = "static, " if tree.kind == "static" else ""
         lines.append(("tree", f"{static}total_token {tree.total_token}, depth {tree.depth}, top_k {tree.top_k}"))
     return tuple(lines)
-
-
-def _verdict_line(plan: Plan) -> str:
-    proof, strategy = plan.proof, plan.options.strategy
-    step, least, bound = (format_ns(ns) for ns in (proof.objective_ns, proof.least_ns, proof.bound_ns))
-    placement = "candidate placement" if strategy == "latency" else f"{strategy} placement"
-    if proof.status == "OPTIMAL" and is_least(plan):
-        return f"one step takes {step}, and no other {placement} takes less"
-    more = "" if is_least(plan) else f", {given_up(plan):.2%} more than the fastest found, {simpler(plan)}"
-    if proof.status == "OPTIMAL":
-        lost = f"{given_up(plan):.2%} is given up {simpler(plan)}"
-        return f"one step takes {step}; the least of any {placement}, proven, is {least}: {lost}"
-    gap = (proof.least_ns - proof.bound_ns) / max(1, proof.least_ns)
-    return f"one step takes {step}{more}; no {placement} takes less than {bound}, {gap:.1%} below"
-
-
-def simplicity_line(plan: Plan) -> str:
-    """Return what is proven of the number of devices, of the runs of layers, and of the step with as few, in words."""
-    bounds = plan.proof.simplicity
-    if bounds is None:
-        return ""
-    counts = [("devices in use", len(plan.memory), bounds.devices_bound)]
-    if bounds.runs_bound is not None:
-        counts.append(("different runs of layers", different_runs(plan), bounds.runs_bound))
-    proven = [f"{what} ({count})" for what, count, bound in counts if bound == count]
-    open_ = [f"{what} ({count}, at least {bound})" for what, count, bound in counts if bound < count]
-    lost_ppm = (plan.proof.objective_ns - bounds.step_bound_ns) * 10**6 / max(1, plan.proof.objective_ns)
-    if lost_ppm > ROUNDING_PPM:
-        open_.append(f"the step with as few (at least {format_ns(bounds.step_bound_ns)})")
-    else:
-        proven.append("the step with as few")
-    lines = []
-    if proven:
-        lines.append(f"proven least of those within {plan.options.simplify_ppm / 10**4:g} %: {', '.join(proven)}")
-    if open_:
-        lines.append(f"not proven, but nothing less was found within the limit: {', '.join(open_)}")
-    return "; ".join(lines)
-
-
-def _family_line(plan: Plan) -> str:
-    """Return the placements that the proof is about, in short; the section Proof of plans/FORMAT.md has all of it."""
-    match plan.options.strategy:
-        case "latency":
-            return (
-                "Proven over candidate placements: stages, tables and EAGLE head each on one group of devices of a "
-                "host (any set of unlike ones, any number of equal ones), or on the same part of several hosts; KV "
-                "heads in bundles, or shared by subgroups of one size; any MLP units, vocabulary rows and numbers of "
-                f"layers (plans/FORMAT.md, Proof){_of_slowest_links(plan)}"
-            )
-        case "custom":
-            return "Proven over placements in which every module is on the device that the device map names"
-        case _:
-            return "Proven over placements of whole layers, each on one device, and of tables and EAGLE head likewise"
-
-
-def _of_slowest_links(plan: Plan) -> str:
-    """Return what the proof takes for granted where links of a host differ; nothing where they do not."""
-    if not any(host.pairs for host in plan.inventory.hosts):
-        return ""
-    return "; small messages inside a host whose links differ take as long as over its slowest link, in use or not"
-
-
-def is_least(plan: Plan) -> bool:
-    """Return whether no faster placement was found, but for what rounding may have made of their times."""
-    return given_up(plan) * 10**6 <= ROUNDING_PPM
-
-
-def given_up(plan: Plan) -> float:
-    """Return by which part of it the step of a plan exceeds the least that was found."""
-    return (plan.proof.objective_ns - plan.proof.least_ns) / max(1, plan.proof.least_ns)
-
-
-def simpler(plan: Plan) -> str:
-    """Return what a plan that is not the fastest gains, in words."""
-    if plan.options.within_ppm is not None:
-        return "to keep weights where the earlier plan has them"
-    return "for fewer devices or fewer runs of layers"
 
 
 def _parts(plan: Plan) -> tuple[Part, ...]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from runtime.commands.command import Command
 from runtime.commands.options import AS_JSON, PLAN, QUIET, VERBOSE, Whole, load_module
 from runtime.errors import RequestError
 
@@ -13,10 +14,11 @@ MOST_REPEATS = 1000
 @click.command(
     "bench",
     short_help="Time prefill, plain and EAGLE decoding.",
-    epilog="""\b
-Examples:
-  python -m runtime bench plans/demo --accept 3 --repeats 5
-  python -m runtime bench plans/x --profile-out profile.yaml --prompts questions.txt --chat""",
+    cls=Command,
+    examples=(
+        "PROGRAM bench plans/demo --accept 3 --repeats 5",
+        "PROGRAM bench plans/x --profile-out profile.yaml --prompts questions.txt --chat",
+    ),
 )
 @PLAN
 @click.option(

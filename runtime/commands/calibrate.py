@@ -2,6 +2,7 @@
 
 import click
 
+from runtime.commands.command import Command
 from runtime.commands.options import Whole, load_module
 
 MOST_PROCESSES = 16
@@ -10,7 +11,8 @@ MOST_PROCESSES = 16
 @click.command(
     "calibrate",
     short_help="Time this machine's CPU, for an inventory.",
-    epilog="Example: python -m runtime calibrate --processes 2",
+    cls=Command,
+    examples=("PROGRAM calibrate --processes 2",),
 )
 @click.option(
     "--processes",

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from runtime.commands.command import Command
 from runtime.commands.options import AS_JSON, PLAN, QUIET, VERBOSE, Number, Whole, load_module
 from runtime.request import DEFAULT_NEW_TOKENS
 
@@ -12,11 +13,12 @@ from runtime.request import DEFAULT_NEW_TOKENS
 @click.command(
     "run",
     short_help="Continue a prompt; text streams as it is accepted.",
-    epilog="""\b
-Examples:
-  python -m runtime run plans/demo --prompt "def parse(" --max-new-tokens 80
-  git diff | python -m runtime run plans/x --prompt - --chat --system "Review this."
-  python -m runtime run plans/x --interactive --chat --temperature 0.7""",
+    cls=Command,
+    examples=(
+        'PROGRAM run plans/demo --prompt "def parse(" --max-new-tokens 80',
+        'git diff | PROGRAM run plans/x --prompt - --chat --system "Review this."',
+        "PROGRAM run plans/x --interactive --chat --temperature 0.7",
+    ),
 )
 @PLAN
 @click.option(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from runtime.commands.command import Command
 from runtime.commands.options import PLAN, QUIET, VERBOSE, Whole, load_module
 from runtime.errors import MachineError
 
@@ -15,11 +16,12 @@ NEEDED = ("starlette", "uvicorn", "pydantic", "prometheus_client")
 @click.command(
     "serve",
     short_help="Serve a plan over HTTP, as OpenAI's API and as a page.",
-    epilog="""\b
-Examples:
-  python -m runtime serve plans/demo
-  curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\
-       -d '{"model": "demo", "prompt": "def f(", "max_tokens": 40, "temperature": 0}'""",
+    cls=Command,
+    examples=(
+        "PROGRAM serve plans/demo",
+        "curl http://127.0.0.1:8000/v1/completions -H 'Content-Type: application/json' \\",
+        """     -d '{"model": "demo", "prompt": "def f(", "max_tokens": 40, "temperature": 0}'""",
+    ),
 )
 @PLAN
 @click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on.")

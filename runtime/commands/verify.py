@@ -4,13 +4,15 @@ from pathlib import Path
 
 import click
 
+from runtime.commands.command import Command
 from runtime.commands.options import AS_JSON, PLAN, VERBOSE, load_module
 
 
 @click.command(
     "verify",
     short_help="Compare the images of a plan with their digests.",
-    epilog="Example: python -m runtime verify plans/demo --only cpu0",
+    cls=Command,
+    examples=("PROGRAM verify plans/demo --only cpu0",),
 )
 @PLAN
 @click.option("--only", metavar="NAME", multiple=True, help="Only images of this device or host; may be repeated.")

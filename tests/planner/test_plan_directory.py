@@ -1,8 +1,10 @@
 """Directories with a stranger's files: nothing outside is read into a plan, and nothing outside is written."""
 
+import errno
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,39 @@ def test_an_inventory_and_a_device_map_are_regular_files_of_any_place(tmp_path: 
 
 
 # ---- a plan's directory ----
+
+
+def test_a_directory_that_cannot_be_written_may_have_all_that_is_to_be_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is refused where nothing changes: no lock, and no file that is not there is removed."""
+    plan, base = planned(tmp_path)
+    directory = tmp_path / "plan"
+    write(directory, plan, base, None)
+    compile_plan(directory, tmp_path / "base", None)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        """Fail as a file system does that is mounted read-only."""
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    opened = os.open
+
+    def read_only(file: str | Path, flags: int, *arguments: int, **options: int) -> int:
+        if flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR):
+            refuse()
+        return opened(file, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", read_only)
+    for name in ("unlink", "rename", "replace", "rmdir"):
+        monkeypatch.setattr(os, name, refuse)
+    write(directory, plan, base, None)
+    assert all(image.reused for image in compile_plan(directory, tmp_path / "base", None).images)
+    (directory / "images.yaml").write_text("")
+    with pytest.raises(OutputError, match="bytes: Read-only file system"):
+        compile_plan(directory, tmp_path / "base", None)
+    other = replace(plan, options=replace(plan.options, stall_timeout_s=7))
+    with pytest.raises(OutputError, match="plan: cannot write the plan: Read-only file system"):
+        write(directory, other, base, None)
 
 
 def outside(tmp_path: Path) -> Path:

@@ -54,6 +54,13 @@ def test_help_has_the_name_that_was_typed(arguments: tuple[str, ...], first: str
         assert "..." not in done.stdout.replace("[ARGS]...", "")
 
 
+@pytest.mark.parametrize("name", ["build", "run", "bench", "serve", "verify", "calibrate"])
+def test_examples_have_the_name_that_was_typed(name: str) -> None:
+    _, _, examples = run(name, "--help").stdout.partition("\nExample")
+    assert f" eagleplan {name} " in examples
+    assert "python -m" not in examples
+
+
 @pytest.mark.parametrize("package", eagleplan.PACKAGES)
 def test_help_of_the_packages_has_their_own_names(package: str) -> None:
     for arguments in ((), (eagleplan.PACKAGES[package][0],)):

@@ -12,11 +12,7 @@ FORMAT = (Path(schema.__file__).parents[1] / "FORMAT.md").read_text()
 SECTIONS = dict(re.findall(r"^##+ ([\w.]+)\n(.*?)(?=^##|\Z)", FORMAT, re.DOTALL | re.MULTILINE))
 TITLES = {"Plan": "plan.yaml", "Images": "images.yaml"}
 RECORDS = [
-    *(
-        item
-        for item in vars(schema).values()
-        if dataclasses.is_dataclass(item) and item.__module__.startswith(schema.__name__)
-    ),
+    *(item for item in vars(schema).values() if dataclasses.is_dataclass(item)),
     *(artifact.Images, artifact.Sources, artifact.Image, artifact.RoundingErrors),
     *(acceptance.Profile, acceptance.Context, acceptance.Level),
     *(fleet.Fleet, fleet.FleetRequest, fleet.FleetTemplate, fleet.Replica, fleet.FleetProof),

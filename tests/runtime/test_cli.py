@@ -293,7 +293,7 @@ def test_help_has_exit_codes_and_examples(command: Command) -> None:
     for code in ("0  done", "2  bad input", "4  an image", "5  the machine", "130  interrupted"):
         assert code in whole
     for name in ("run", "bench", "verify"):
-        assert f"python -m runtime {name} " in command(name, "--help").out
+        assert f"runtime {name} plans/" in command(name, "--help").out, "the name is that of the program"
 
 
 def test_a_closed_pipe_ends_a_run_quietly(plan_dir: tuple[Path, Plan]) -> None:

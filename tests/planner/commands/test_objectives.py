@@ -29,7 +29,7 @@ def test_the_tree_is_chosen_and_checked_again(tmp_path: Path) -> None:
     tree = data["tree"]
     assert data["expected_tokens_per_s"] > data["plain_tokens_per_s"]
     assert data["expected_acceptance"] > data["break_even_acceptance"] > 1
-    assert "without it, placed for it: " in done.stderr
+    assert "without the draft, on the best placement for that: " in done.stderr
     assert "drafting pays from" in done.stderr
     plan = codec.load(out)
     assert plan.speculation is not None
@@ -38,8 +38,8 @@ def test_the_tree_is_chosen_and_checked_again(tmp_path: Path) -> None:
     asked = ("--gpus", inventory, "--out", by_hand, "--plan-only", "--json", "--dtype", "float32", "--tree", text)
     again = planner("build", *asked)
     assert dataclasses.replace(plan, speculation=None) == codec.load(by_hand)
-    assert "without it, placed for it: " in again.stderr
-    assert "without it, on this placement: " in " ".join(planner("show", by_hand).stdout.split())
+    assert "without the draft, on the best placement for that: " in again.stderr
+    assert "without the draft, on this placement: " in " ".join(planner("show", by_hand).stdout.split())
     assert json.loads(again.stdout)["break_even_acceptance"] == pytest.approx(data["break_even_acceptance"], rel=0.01)
     assert planner("check", out).exit_code == 0
     shown = planner("show", out).stdout

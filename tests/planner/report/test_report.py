@@ -10,7 +10,8 @@ from jinja2 import StrictUndefined
 
 from planner.commands.build import summary_line
 from planner.report import render
-from planner.report.view import join_shares, simplicity_line, view
+from planner.report.proof import simplicity_line
+from planner.report.view import join_shares, view
 from plans import codec
 from plans.check import check
 from plans.codec import digest
@@ -229,21 +230,23 @@ def test_what_is_proven_of_a_simple_plan_is_printed() -> None:
         assert words in " ".join(render.text(bounded, 500, color=False).split())
         assert f"{words}." in render.markdown(bounded).splitlines()
         assert words in render.html(bounded)
-        assert words in summary_line(bounded)
         return words
 
-    least = "proven least of those within 0.5 %: "
-    missed = "not proven, but nothing less was found within the limit: "
-    assert (
-        line(used, 3, step_ns) == f"{least}devices in use ({used}), different runs of layers (3), the step with as few"
+    within = "within 0.5 % of the least step: fewest devices"
+    assert line(used, 3, step_ns) == (
+        f"simplest {within} ({used}), then fewest different runs of layers (3), then shortest step (19.8 ms)"
     )
     assert line(used, 2, step_ns) == (
-        f"{least}devices in use ({used}), the step with as few; {missed}different runs of layers (3, at least 2)"
+        f"simplest found {within} ({used}), then fewest different runs of layers (3; proven: at least 2), then "
+        "shortest step (19.8 ms)"
     )
     assert line(1, 2, 19_000_000) == (
-        f"{missed}devices in use ({used}, at least 1), different runs of layers (3, at least 2), "
-        "the step with as few (at least 19.0 ms)"
+        f"simplest found {within} ({used}; proven: at least 1), then fewest different runs of layers (3; proven: at "
+        "least 2), then shortest step (19.8 ms; proven: at least 19.0 ms)"
     )
+    for runs_bound, words in ((3, "simplest within 0.5 %"), (2, "simplest found within 0.5 %")):
+        bounds = {"devices_bound": used, "runs_bound": runs_bound, "step_bound_ns": step_ns}
+        assert summary_line(edited(plan, "proof.simplicity", bounds)).endswith(f", {words})")
     assert simplicity_line(plan) == ""
 
 
