@@ -60,6 +60,11 @@ def waits_between(plan: Plan) -> bool:
     return bool(plan.transports & {"gloo", "shm"})
 
 
+def goes_ahead(plan: Plan) -> bool:
+    """Return True where the host may launch a step before it has looked at the one before: no host works within it."""
+    return captures(plan) and all(device.kind == "cuda" for device in plan.devices) and not waits_between(plan)
+
+
 def steps_line(plan: Plan) -> str | None:
     """Return in words how a plan's GPUs get the work of a step; None where it has none."""
     if not _gpus(plan):

@@ -86,6 +86,11 @@ class Output:
     def finished(self) -> bool:
         return self.finish is not None
 
+    @property
+    def left(self) -> int:
+        """Tokens up to ``max_new_tokens``."""
+        return self._request.max_new_tokens - len(self.tokens)
+
     def take(self, tokens: list[int]) -> list[int]:
         """Append the tokens of one step; return those that belong to the output."""
         kept = []

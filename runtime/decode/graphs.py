@@ -113,6 +113,10 @@ class Graphs:
         """Number of captured steps."""
         return len(self._captured)
 
+    def has(self, shape: Shape | None) -> bool:
+        """Return True for a shape whose steps are replayed from now on."""
+        return shape in self._captured
+
     def step(self, shape: Shape | None, work: Work) -> None:
         """Do a step's work: replay it where it was captured. ``shape``: None of a step that is no repetition."""
         if shape is None:

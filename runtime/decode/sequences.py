@@ -9,7 +9,9 @@ Drafting fills both. Plain decoding fills the base's alone, so the drafter's may
 behind stays until its place is taken again, and a prompt that begins alike reuses it.
 
 Layers with a window w hold the last K positions of a sequence, w - 1 and S more. Of L positions that were written in a
-place, a prompt can reuse the first n if L <= K, or n >= L - S: then its next row finds its window.
+place, a prompt can reuse the first n if L <= K, or n >= L - S: then its next row finds its window. A step that goes
+ahead (``decode.step``) may write behind L until its message is read, and in a place whose sequence has ended meanwhile
+nobody records what it wrote: L then counts all that it may have written.
 """
 
 from collections.abc import Iterator, Sequence
@@ -42,6 +44,8 @@ class Sequences:
         self.copies, self._kept, self._spare = copies, kept, spare
         self._written = [0] * batch
         """L: most positions that the caches of each place have had since it began with none."""
+        self._ahead = [0] * batch
+        """Most rows that a step whose message is not read writes behind the committed ones."""
         self.tokens: list[list[int]] = [[] for _ in range(batch)]
         """Tokens of the committed positions, by place."""
         self.drafted = [0] * batch
@@ -86,12 +90,12 @@ class Sequences:
             return 0
         rows = max(0, common_length(self.tokens[place], prompt) - 1)
         rows = min(rows, self.drafted[place]) if drafted else rows
-        written = self._written[place]
+        written = self._written[place] + self._ahead[place]
         return rows if self._kept is None or written <= self._kept or rows >= written - self._spare else 0
 
     def begin(self, start: Start, prompt: Sequence[int]) -> None:
         """Record that a sequence begins."""
-        self._written[start.place] = self._written[start.source] if start.reused else 0
+        self._written[start.place] = self._written[start.source] + self._ahead[start.source] if start.reused else 0
         self.drafted[start.place] = min(start.reused, self.drafted[start.source])
         self.tokens[start.place] = list(prompt[: start.reused])
         self.active[start.place], self._certain[start.place] = False, True
@@ -123,6 +127,16 @@ class Sequences:
     def end(self, place: int) -> None:
         """Record that the sequence of a place has ended: it commits nothing more."""
         self.active[place] = False
+        self._written[place] += self._ahead[place]
+        self._ahead[place] = 0
+
+    def go_ahead(self, rows: int) -> None:
+        """Record that a step is given to the devices, which commits at most so many ``rows`` of each active place."""
+        self._ahead = [rows if on else 0 for on in self.active]
+
+    def come_back(self) -> None:
+        """Record that the message of a step is read: what it has committed is recorded next."""
+        self._ahead = [0] * len(self._ahead)
 
     def exchange(self, a: int, b: int) -> None:
         """Record that two places have changed what is in their caches, and their sequences."""

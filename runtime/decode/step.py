@@ -51,6 +51,11 @@ nothing is exchanged, and a step computes the places from the first of these to 
 next step verifies it, whatever ended in between. A tree may be its root alone: a plain step, in which the drafter
 extends by the features of the token and draws nothing, so that its cache is whole when it drafts again.
 
+**Ahead.** Where GPUs alone run a plan, a step that is replayed may be launched before its caller has looked at what the
+one before gives (``go_ahead``): the host makes texts and looks for ends while the GPU goes on. The next step is then
+that one. It gives nothing to a sequence that has ended since, of whose caches it has written rows behind those that are
+recorded; one that joins does so a step later. Where nothing is decoded any more nobody reads it.
+
 Shapes: B places, S of them in a step, N nodes of a tree, A most nodes of a path, H hidden size, a captured features of
 a row.
 """
@@ -61,7 +66,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from plans.graphs import captures
+from plans.graphs import captures, goes_ahead
 from plans.places import is_movable, is_padded, places
 from plans.schema import Plan, Tree
 from plans.step import accept_rows, least_kept_positions, tree_for, written_rows
@@ -110,6 +115,9 @@ class Stepper:
         self._channel, self._mode = self._parts.plain, Mode(draft=False, accept=None)
         self._tree: Tree | None = None
         """Kind of the trees that the next step verifies."""
+        self._goes_ahead = goes_ahead(plan)
+        self._ahead: Work | None = None
+        """A step that was launched and whose message is not read yet."""
         self._place_of = list(range(batch))
         """Where each place of the callers is now; all that follows goes by these."""
         self._prompts: dict[int, Prompt] = {}
@@ -155,7 +163,7 @@ class Stepper:
     def enter(self, mode: Mode) -> None:
         """Decode in another mode from now on; every place is free."""
         assert not any(self._sequences.active), "a mode is that of all sequences"
-        self._mode, self._tree = mode, None
+        self._mode, self._tree, self._ahead = mode, None, None
         self._channel = self._parts.drafted if mode.draft and self._parts.drafted else self._parts.plain
         self._channel.reset()
         if self._parts.drafter is not None:
@@ -240,10 +248,9 @@ class Stepper:
         ``notice``: called on the rank that writes the step message; all ranks return what it returned there.
         """
         sequences, drafted = self._sequences, self._channel.drafted
-        self._pools, verified = {}, self._tree
-        self._arrange()
         with sequences.changing():
-            messages, agreed = self._step(notice)
+            work, self._ahead = self._ahead or self._next(notice), None
+            messages, agreed = self._read(work)
             taken: dict[int, Taken] = {}
             for place, message in enumerate(messages):
                 number = self._place_of.index(place)
@@ -253,14 +260,29 @@ class Stepper:
                     sequences.commit(place, root, tokens, drafted=drafted, certain=self._mode.accept is None)
                     tokens, pool = [*tokens, message.tokens[0]], self._pools.get(place)
                     taken[number] = Taken(
-                        tokens=tokens, message=message, joined=False, drafted=verified is not None, pool=pool
+                        tokens=tokens, message=message, joined=False, drafted=work.verified is not None, pool=pool
                     )
-                elif place in self._joining:
+                elif place in work.joining:
                     self._join(place)
                     pool = self._pools.get(place)
                     taken[number] = Taken(tokens=message.tokens[:1], message=message, joined=True, pool=pool)
                 self._trees[place] = message.tokens
         return taken, agreed
+
+    @torch.inference_mode()
+    def go_ahead(self, notice: Callable[[], Notice] = nothing) -> None:
+        """Launch the next step, if it is one that is replayed; ``step`` returns what it gives.
+
+        Every rank calls this at the same places; ``notice`` as of ``step``, called now.
+        """
+        if not self._goes_ahead or self._ahead is not None or self._joining:
+            return
+        with self._sequences.changing():
+            self._arrange()
+            shape = self._shape(self._work())
+            if self.graphs.has(shape):
+                self._ahead = self._next(notice)
+                self._sequences.go_ahead(accept_rows(self._options))
 
     def steps(
         self, prompts: Sequence[tuple[int, ...]], samplings: Sequence[Sampling | None], mode: Mode, *, reuse: bool
@@ -288,8 +310,10 @@ class Stepper:
         self._inactive[place].fill_(False)
 
     @torch.inference_mode()
-    def _step(self, notice: Callable[[], Notice]) -> tuple[list[Message], Notice]:
-        """Do the work of a step on the device; return the step message, the one thing that the host reads."""
+    def _next(self, notice: Callable[[], Notice]) -> Work:
+        """Give the device the next step, which is returned."""
+        self._pools = {}
+        self._arrange()
         channel, work = self._channel, self._work()
         shape, trees = self._shape(work), (channel.tokens, channel.parents)
         self._tree = work.next
@@ -297,10 +321,15 @@ class Stepper:
             channel.notify(notice())  # what is replayed asks nobody
         channel.lay_out(work.layout, max(1, work.drafted.stop))
         self.graphs.step(shape, partial(self._compute, work, trees, notice if shape is None else None))
+        return work
+
+    def _read(self, work: Work) -> tuple[list[Message], Notice]:
+        """Read the step message: the one thing that the host reads."""
         with self._progress.reading():
-            messages, agreed = channel.read()
+            messages, agreed = self._channel.read()
         if work.verifies:
             self._note(messages, work.places)
+        self._sequences.come_back()
         return messages, agreed
 
     def _work(self) -> Work:

@@ -117,9 +117,21 @@ class Schedule:
             self._take(packet)
         if notice.stop:
             self._cancelled.update(served.job for served in self._jobs())
+        if self._goes_on(taken):
+            self._stepper.go_ahead(self._notice)
         pieces = tuple((self._serving[place].job, self._add(place, step)) for place, step in taken.items())
         joined = tuple(self._serving[place] for place, step in taken.items() if step.joined)
         return Turn(pieces=pieces, joined=joined, ended=tuple(self._remove_ended()))
+
+    def _goes_on(self, taken: dict[int, Taken]) -> bool:
+        """Return True where the next step is known before this one's texts are: nobody enters or leaves for certain.
+
+        A sequence may end by what it says; the step that was launched gives it nothing then.
+        """
+        enters = self._prefilling or (self._waiting and len(self._serving) < self._places)
+        if enters or self._cancelled or not taken:
+            return False
+        return all(self._serving[place].output.left > len(step.tokens) for place, step in taken.items())
 
     def end(self) -> None:
         """End all jobs where they are."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from planner.families import inputs_of
+from plans.graphs import goes_ahead
 from plans.schema import Plan, ScheduledTree, Tree
 from runtime.comm.groups import Comm
 from runtime.decode.graphs import Replay
@@ -23,7 +24,11 @@ from runtime.decode.work import Mode, Taken
 from runtime.image.buffers import Memory
 from runtime.image.slots import Image
 from runtime.model import ops
+from runtime.processes.inbox import Cancel, Inbox, Packet, Submit
+from runtime.processes.schedule import Schedule, Served
+from runtime.request import Request
 from runtime.sampling import Sampling
+from runtime.text import Output
 from tests.contract import ranks
 from tests.contract.checkpoints import CONTEXT, Checkpoints, compiled, write_checkpoints
 from tests.contract.ranks import on_all_ranks
@@ -169,3 +174,86 @@ def test_a_replay_is_the_step(case: str, small: Checkpoints, tmp_path: Path, mon
     assert tokens == expected
     assert tuple(counts) == COUNTS[case], "what is not replayed proves nothing"
     assert min(len(set(text)) for text in tokens) > 1
+
+
+Job = tuple[tuple[int, ...], Sampling | None, int]
+"""Prompt, sampling, and most new tokens."""
+SENT: dict[int, list[Job]] = {
+    0: [((5, 17, 30), GREEDY, 14), ((6, 17, 30, 2), SAMPLED, 9)], 3: [((9, 1, 4), OTHER, 12)],
+    5: [((5, 17, 30, 2, 6), GREEDY, 9), ((6, 17, 30, 2, 11), OTHER, 10)],
+}  # fmt: skip
+"""Jobs by the turn before which they are sent: more than there are places for."""
+CANCELLED = {9: 3}
+"""A job by the turn before which it is cancelled."""
+
+
+def scheduled(
+    plan: Plan, directory: Path, eos: tuple[int, ...], *, captured: bool
+) -> tuple[list[tuple[list[int], str | None]], int, int]:
+    """Return the tokens and the end of each job, how many steps went ahead, and how many of them while a job ended."""
+
+    def play(image: Image, comm: Comm) -> tuple[list[tuple[list[int], str | None]], int, int]:
+        with torch.inference_mode():
+            memory = Memory(plan, plan.devices[comm.rank].id, CPU)
+            stepper = Stepper(plan, image, memory, comm, CPU, capture if captured else None)
+        outputs: list[Output] = []
+        inbox, ahead, unneeded, turns = Inbox(), 0, 0, 0
+
+        def opened(submit: Submit) -> Served:
+            outputs.append(Output(submit.request, eos, None))
+            return Served(submit.job, submit.request, outputs[-1])
+
+        schedule = Schedule(stepper, 2, inbox, stopped=lambda: False, opened=opened, agreed=lambda request: request)
+        number = 0
+        while turns <= max(*SENT, *CANCELLED) or schedule.busy:
+            packet: Packet = tuple(
+                Submit(job=number + more, request=request_of(*job)) for more, job in enumerate(SENT.get(turns, []))
+            )
+            number += len(packet)
+            if turns in CANCELLED:
+                packet += (Cancel(job=CANCELLED[turns]),)
+            if packet:
+                inbox.put(packet)
+            turns += 1
+            if packet or schedule.busy:
+                turn = schedule.turn()
+                assert turn is not None
+                ahead += stepper._ahead is not None
+                unneeded += stepper._ahead is not None and bool(turn.ended)
+        return [(output.tokens, output.finish) for output in outputs], ahead, unneeded
+
+    with recordable():
+        first, *others = on_all_ranks(plan, directory, play)
+    assert all(other == first for other in others)
+    return first
+
+
+def request_of(prompt: tuple[int, ...], sampling: Sampling | None, tokens: int) -> Request:
+    return Request(
+        prompt_ids=prompt, max_new_tokens=tokens, draft=True, ignore_eos=False, stop=(), sampling=sampling, reuse=True
+    )
+
+
+@pytest.mark.parametrize("case", [("eagle", ("a",)), (None, ("a",)), (None, ("a", "b"))])
+def test_steps_that_go_ahead_change_no_answer(
+    case: tuple[str | None, tuple[str, ...]], small: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers end by a token, a length and a cancel, while others go on, wait and take their places."""
+    kind, devices = case
+    on_cpus, on_gpus = (planned(small, kind, devices, None, gpus=gpus) for gpus in (False, True))
+    assert (goes_ahead(on_cpus), goes_ahead(on_gpus)) == (False, True)
+    directory = compiled(tmp_path / "cpu", on_cpus, small, kind)
+    free, *_ = scheduled(on_cpus, directory, (), captured=False)
+    eos = (free[2][0][7],)
+    expected, *none = scheduled(on_cpus, directory, eos, captured=False)
+    monkeypatch.setattr(ops, "is_cpu", lambda x: False)
+    answers, ahead, unneeded = scheduled(on_gpus, compiled(tmp_path / "gpu", on_gpus, small, kind), eos, captured=True)
+    assert none == [0, 0]
+    for (tokens, finish), (others, _) in zip(answers, expected, strict=True):
+        count = min(len(tokens), len(others))
+        assert tokens[:count] == others[:count]
+        assert finish == "cancelled" or len(tokens) == len(others)
+    assert [finish for _, finish in answers] == [finish for _, finish in expected]
+    assert {finish for _, finish in answers} == {"eos", "length", "cancelled"}
+    assert ahead > 3
+    assert unneeded > 0 or kind, "a drafted step gives an answer more than one token, and these are short"

@@ -129,3 +129,24 @@ def test_a_ring_is_reused_where_it_has_the_last_window_of_a_prompt() -> None:
     sequences.begin(Start(place=1, source=1, reused=0), ())
     sequences.extend(1, text[:3], drafted=True)
     assert reusable(1, 3) == 2
+
+
+def test_a_step_whose_message_nobody_has_read_may_have_overwritten_a_ring() -> None:
+    """In a place that ended meanwhile for good; otherwise until the message is read."""
+    text = tuple(range(100, 140))
+    sequences = Sequences(2, copies=True, kept=8, spare=4)
+    begin(sequences, 0, text[:20])
+    prompt = (*text[:17], 7)
+    assert sequences.reusable(0, prompt, drafted=True) == 16
+    sequences.go_ahead(3)
+    assert sequences.reusable(0, prompt, drafted=True) == 0
+    start = Start(place=1, source=0, reused=19)
+    sequences.begin(start, text[:20])
+    assert sequences.reusable(1, prompt, drafted=True) == 0, "its copy is made behind that step"
+    sequences.come_back()
+    assert [sequences.reusable(place, prompt, drafted=True) for place in (0, 1)] == [16, 0]
+    sequences.go_ahead(3)
+    sequences.end(0)
+    sequences.come_back()
+    assert sequences.reusable(0, prompt, drafted=True) == 0
+    assert sequences.reusable(0, (*text[:20], 7), drafted=True) == 19
