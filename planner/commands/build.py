@@ -178,8 +178,8 @@ def report_missing_tensors(out: Path, result: planning.PlanResult, plan_only: bo
     bare = result.configs_without_tensors
     named = " and ".join(map(str, bare))
     if bare and not plan_only:
-        missing = f"{named} without tensors, which images are compiled from"
-        say(f"{out}: only planned: {missing}: {compile_command(out, result.draft is not None)}")
+        command = compile_command(out, result.draft is not None)
+        say(f"{out}: no images: there are no tensors beside {named}; where they are: {command}")
     elif bare:
         say(f"{out}: no weights were seen: planned from {named} alone")
     return bool(bare)

@@ -38,7 +38,7 @@ def _is_bare(out: Path, result: FleetResult) -> bool:
     inputs = (result.given.base, *([result.given.draft] if result.given.draft else []))
     bare = [str(own.checkpoint.config_file) for own in inputs if own.checkpoint.tensors is None]
     if bare:
-        say(f"{out}: only planned: {' and '.join(bare)} without tensors, which images are compiled from")
+        say(f"{out}: no images: there are no tensors beside {' and '.join(bare)}")
     return bool(bare)
 
 

@@ -175,11 +175,11 @@ def test_a_bare_config_is_only_planned(models: Path, tmp_path: Path) -> None:
     chosen = ("--gpus", models / "inventory.yaml", "--model", config, "--context", 512, "--out", tmp_path / "p")
     result = planner("build", *chosen, "--json")
     assert result.exit_code == 0
-    message = f"only planned: {config} without tensors, which images are compiled from: python -m planner compile "
+    message = f"no images: there are no tensors beside {config}; where they are: python -m planner compile "
     assert f"{message}{tmp_path / 'p'} --model <DIR>\n" in result.stderr
     assert "images" not in json.loads(result.stdout)
     assert not list((tmp_path / "p").glob("*.safetensors"))
     stderr = planner("build", *chosen, "--plan-only").stderr
-    assert "only planned" not in stderr
+    assert "no images" not in stderr
     assert f"no weights were seen: planned from {config} alone" in stderr
     assert "no weights of this plan were seen here" in planner("show", tmp_path / "p").stderr
