@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from planner.costs.shares import Pass, Work, attention_work, router_work, rows_work, unit_work
 from planner.costs.topology import machines_of, together
+from planner.costs.work import Pass, Work, attention_work, router_work, rows_work, unit_work
 from planner.integers import ceil_div
 from plans.caches import kv_bytes
 from plans.dtypes import DTYPE_BYTES

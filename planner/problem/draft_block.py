@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 
-from planner.costs.shares import DraftShares, Pass
+from planner.costs.shares import DraftShares
+from planner.costs.work import Pass
 from planner.problem.device_sets import Candidates, DeviceSet, Known
 from planner.problem.kv_splits import (
     Subgroup,

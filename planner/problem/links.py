@@ -1,7 +1,7 @@
 """Times of messages between devices, and of the fixed work of a block, as the solver is given them.
 
 Knows the links of an inventory and the roofline's collectives; message sizes come from :mod:`plans.step`, what a share
-computes from :mod:`planner.costs.shares`.
+computes from :mod:`planner.costs.work`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ from functools import cache, cached_property
 
 from planner.costs.fixed_work import CAPTURED
 from planner.costs.roofline import Tier, all_reduce_ns, broadcast_ns, message_ns
-from planner.costs.shares import Pass, Work, exchange_ns
 from planner.costs.topology import Fabric
+from planner.costs.work import Pass, Work, exchange_ns
 from planner.problem.device_sets import DeviceSet
 from planner.problem.machine import Look, look_of
 from planner.solver.problem import Receive

@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from planner.costs.shares import BaseShares, Work, sequence_of
+from planner.costs.shares import BaseShares, sequence_of
+from planner.costs.work import Work
 from planner.integers import PS_PER_NS
 from plans.schema import Device
 

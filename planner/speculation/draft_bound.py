@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from planner.costs.roofline import Tier, all_reduce_ns, broadcast_ns
-from planner.costs.shares import DraftShares, Work
+from planner.costs.shares import DraftShares
+from planner.costs.work import Work
 from planner.integers import PS_PER_NS, ceil_div
 from plans.cpu_times import rows_ns
 from plans.kv import whole_heads

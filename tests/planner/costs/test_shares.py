@@ -9,17 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.costs.roofline import Tier
-from planner.costs.shares import (
-    DraftShares,
-    Pass,
-    Work,
-    attention_work,
-    exchange_ns,
-    kinds_of,
-    router_work,
-    sequence_of,
-    unit_work,
-)
+from planner.costs.shares import DraftShares, kinds_of, sequence_of
+from planner.costs.work import Pass, Work, attention_work, exchange_ns, router_work, unit_work
 from planner.images import layout
 from plans import slot_bytes
 from plans.caches import draft_kv_bytes
