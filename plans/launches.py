@@ -7,8 +7,11 @@ them (``planner.costs.fixed_work``).
 LAYER, MERGE = 9, 1
 """A dense layer: norm, q k v, rotary with the write to the cache, attention, o; norm, gate and up, activation, down.
 And the merge of the splits of the cache, where attention does not do it by itself (``plans.step.merges_itself``)."""
-EXPERTS = 4
-"""More in a layer with experts: choice, sort and sum of the rows of each expert."""
+ACTIVATION = 1
+"""Of these in a dense layer whose gate and up are not in codes, which is torch's product: others apply it."""
+EXPERTS = 3
+"""More in a layer with experts: choice, sort and sum of the rows of each expert; their product applies the
+activation."""
 CHOICE = 1
 """More of a router with sigmoids or a correction."""
 CONTEXT, BATCH = 1, 2

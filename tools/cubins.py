@@ -200,10 +200,18 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
             for name, form in FORMS.items()
             for rows in (1, 60, 512)
         },
-        "experts, gate and up": lambda: products.grouped(x, plain, order, ends, picked=2),
+        "gate and up, int4": lambda: products.product(x, FORMS["int4-g128"], None, products.Gate()),
+        "gate and up, int8": lambda: products.product(x, FORMS["int8"], None, products.Gate()),
+        "experts, gate and up": lambda: products.grouped(x, plain, order, ends, picked=2, gate=products.Gate()),
         "experts, down": lambda: products.grouped(empty(120, 4096, dtype=dtype), plain, order, ends, picked=None),
         "experts, mxfp4": lambda: products.grouped(
-            x[:30], mxfp4, order, empty(32, dtype=torch.int64), picked=4, bias=empty(32, 4096, dtype=dtype)
+            x[:30],
+            mxfp4,
+            order,
+            empty(32, dtype=torch.int64),
+            picked=4,
+            bias=empty(32, 4096, dtype=dtype),
+            gate=products.Gate(clamp=(7.0, 1.7)),
         ),
         "experts, router": lambda: experts.route(
             empty(60, 8, dtype=dtype),
@@ -266,7 +274,9 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
             empty(1, 4096, dtype=dtype), empty(1, 1, dtype=torch.float32), None, None, None
         ),
         "one pick, down": lambda: products.grouped(x[:1], plain, order[:1], ends, picked=None),
-        "one pick, gate and up": lambda: products.grouped(x[:1], plain, order[:1], ends, picked=1),
+        "one pick, gate and up": lambda: products.grouped(
+            x[:1], plain, order[:1], ends, picked=1, gate=products.Gate()
+        ),
         "tree, level": lambda: grown(trees.Pool(1, TREE, 3, META), 2, 10),
         "tree, level of blocks": lambda: grown_of_blocks(trees.Pool(1, TREE, 3, META), 32000, 10),
         "tree, level of many blocks": lambda: grown_of_blocks(trees.Pool(1, TREE, 3, META), 128256, 10),

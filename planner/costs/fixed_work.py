@@ -33,9 +33,10 @@ ENGINE_TREE_STEP_NS = 1_500_000
 """Host time of an EAGLE step of an engine during which the GPU waits: reading what was accepted, building the tree,
 launching what depends on it. Fitted."""
 
-BETWEEN_STEPS_NS = 200_000
-"""Host time between two steps of the runtime, drafted or plain, in which GPUs wait: 0.1 ms of ``runtime.decode.step``,
-as measured on a CPU; the read of the message, the texts of its tokens and the launch of the graph."""
+BETWEEN_STEPS_NS = 100_000
+"""Host time between two steps of the runtime, drafted or plain, in which GPUs wait: read and record of the message, and
+launch of the next graph; 0.08 ms of Python on a CPU, and the end of the wait. Texts and the ends of answers are the
+host's while that step runs (``Stepper.go_ahead``); with a CPU in the plan, and over gloo, they come between, too."""
 
 LAUNCH_NS = 5_500
 """Host time of a kernel's launch outside of a graph, which it takes where steps are not captured (``plans.graphs``): 5
@@ -69,6 +70,8 @@ class Kernels:
     """More where the tables of the drafter are divided."""
     draft: int
     """Once in a step with a drafter."""
+    activation: int = 0
+    """Fewer of a dense layer whose gate and up are in codes."""
     between_steps_ns: int = 0
     """Time of every step in which GPUs wait for the host; it is counted with the lm_head, of which there is one."""
     tree_step_ns: int = 0
@@ -79,7 +82,8 @@ class Kernels:
 
         ``merges``: another kernel merges the splits of the cache.
         """
-        kernels = self.layer + merges * self.merge + self._of_experts(mlp)
+        applies = mlp.kind != "moe" and mlp.gate_up_format is not None
+        kernels = self.layer + merges * self.merge + self._of_experts(mlp) - applies * self.activation
         return _kernels_ns(device, kernels, 1) + cpu_times.rows_ns(device, values)
 
     def divided_ns(self, device: Device, share: KvShare, kv_rows: int, *, merges: bool = False) -> int:
@@ -144,7 +148,7 @@ CAPTURED = Kernels(
     clamp=0,
     embed=launches.EMBED, divided_embed=launches.DIVIDED_TABLES, lm_head=launches.LM_HEAD,
     drafter_pass=launches.PASS, divided_pass=launches.DIVIDED_PASS, draft=launches.DRAFT,
-    between_steps_ns=BETWEEN_STEPS_NS,
+    activation=launches.ACTIVATION, between_steps_ns=BETWEEN_STEPS_NS,
 )  # fmt: skip
 """Of the runtime, whose steps are captured as CUDA graphs."""
 ENGINE = Kernels(

@@ -4,7 +4,7 @@
     W · e picks, sorted by expert ── gate, up ── down ── times weight, in their order, summed by row
 
 Shapes depend on W · e alone, not on which experts are chosen, and only experts with rows are read. On a GPU, where the
-host waits for nothing, these are the kernels of ``triton_kernels``, 7 for plain experts with the router's. Letters as
+host waits for nothing, these are the kernels of ``triton_kernels``, 6 for plain experts with the router's. Letters as
 in ``layers``. Temporaries are bounded by `scratch.mlp` in plans/layer_buffers.py.
 """
 
@@ -29,10 +29,7 @@ class Clamp:
     alpha: float
 
     def __call__(self, both: Tensor) -> Tensor:
-        """Return the result [W, m] of gates and ups [W, 2m], which may be overwritten."""
-        if not ops.is_cpu(both):
-            gated: Tensor = ops.on_gpu("rowwise").gated(both, clamp=(self.limit, self.alpha))
-            return gated
+        """Return the result [W, m] of gates and ups [W, 2m], which may be overwritten, on a CPU."""
         gate, up = both.chunk(2, dim=1)
         gate.clamp_(max=self.limit).mul_(self.alpha)
         up.clamp_(-self.limit, self.limit).add_(1.0).div_(self.alpha)
@@ -88,8 +85,12 @@ class Experts:
         kernels, products = ops.on_gpu("experts"), ops.on_gpu("products")
         weights, experts = self.router(x)
         order, ends = kernels.by_expert(experts, self.gate_up.shape[0])
-        both = products.grouped(x, self.gate_up, order, ends, picked=experts.shape[1], bias=self.gate_up_bias)
-        results = products.grouped(self._gated(both), self.down, order, ends, picked=None, bias=self.down_bias)
+        clamp = None if self.clamp is None else (self.clamp.limit, self.clamp.alpha)
+        gated = products.grouped(
+            x, self.gate_up, order, ends, picked=experts.shape[1], bias=self.gate_up_bias,
+            gate=products.Gate(clamp=clamp),
+        )  # fmt: skip
+        results = products.grouped(gated, self.down, order, ends, picked=None, bias=self.down_bias)
         shared = None if self.shared is None else self.shared.own(x)
         gates = None if shared is None or self.shared_gate is None else self.shared_gate(x)
         out: Tensor = kernels.weighted_sum(results, weights, residual if self.group.leads else None, shared, gates)

@@ -159,6 +159,14 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         return product(x, self.weight, None if self.bias is None else self.bias.unsqueeze(0))
 
+    def gated(self, x: Tensor, activation: Activation) -> Tensor:
+        """Return act(gate) * up [W, m] of outputs that are gates, then ups; with a bias and codes on a GPU, too."""
+        if isinstance(self.weight, Coded) and not ops.is_cpu(x):
+            products, bias = ops.on_gpu("products"), None if self.bias is None else self.bias.unsqueeze(0)
+            out: Tensor = products.product(x, self.weight, bias, products.Gate(activation=activation))
+            return out
+        return ops.gated(self(x), activation)
+
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         """Return residual + x @ weight + bias; the residual may be overwritten."""
         out = product_onto(residual, x, self.weight)
@@ -286,13 +294,13 @@ class GatedMlp:
                 mine.add_(self.down_bias)
             self.group.all_reduce(mine)
             return mine
-        return reduced(self.down, ops.gated(self.gate_up(x), self.activation), residual, self.group)
+        return reduced(self.down, self.gate_up.gated(x, self.activation), residual, self.group)
 
     def own(self, x: Tensor) -> Tensor:
         """Return what this device's channels add to the MLP [W, H]."""
         assert self.gate_up is not None
         assert self.down is not None
-        return self.down(ops.gated(self.gate_up(x), self.activation))
+        return self.down(self.gate_up.gated(x, self.activation))
 
 
 def rotate(x: Tensor, rotary: Tensor) -> None:

@@ -157,10 +157,27 @@ def _of_rows(columns: int) -> tuple[int, int, int]:
     return max(1, VALUES // block), block, 8 if columns > 2048 else 4
 
 
+GATES = ("none", "silu", "gelu_pytorch_tanh", "clamped")
+"""Activations of gates; kernels take their index."""
+
+
+@triton.jit
+def gated_channels(gate, up, limit, alpha, GATE: tl.constexpr):
+    """Return act(gate) * up of float32 values; ``limit`` and ``alpha`` are those of a clamp (``products.Gate``)."""
+    if GATE == 3:
+        gate, up = tl.minimum(gate, limit), tl.minimum(tl.maximum(up, -limit), limit) + 1.0
+        active = gate * tl.sigmoid(alpha * gate)
+    elif GATE == 2:
+        # gelu with tanh(y) = 2 sigmoid(2 y) - 1, and sqrt(2 / pi)
+        active = gate * tl.sigmoid(2.0 * 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate))
+    else:
+        active = gate * tl.sigmoid(gate)
+    return active * up
+
+
 @triton.jit
 def gate_kernel(
-    both, out, rows, both_stride, channels, limit, alpha,
-    GELU: tl.constexpr, CLAMPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    both, out, rows, both_stride, channels, GATE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Multiply the activation of some gates by their ups."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -169,31 +186,19 @@ def gate_kernel(
     source = both + row * both_stride + channel
     gate = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(source + channels, mask=inside, other=0.0).to(tl.float32)
-    if CLAMPS:
-        gate, up = tl.minimum(gate, limit), tl.minimum(tl.maximum(up, -limit), limit) + 1.0
-        active = gate * tl.sigmoid(alpha * gate)
-    elif GELU:
-        # gelu with tanh(y) = 2 sigmoid(2 y) - 1, and sqrt(2 / pi)
-        active = gate * tl.sigmoid(2.0 * 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate))
-    else:
-        active = gate * tl.sigmoid(gate)
-    tl.store(out + row * channels + channel, (active * up).to(out.dtype.element_ty), mask=inside)
+    values = gated_channels(gate, up, 0.0, 0.0, GATE)
+    tl.store(out + row * channels + channel, values.to(out.dtype.element_ty), mask=inside)
 
 
-def gated(both: Tensor, activation: Activation = "silu", clamp: tuple[float, float] | None = None) -> Tensor:
-    """Return act(gate) * up [W, m], of ``both`` [W, 2m]: gates, then ups.
-
-    With a ``clamp``, limit and alpha: (up + 1) * gate * sigmoid(alpha * gate), of gates of at most the limit and ups
-    between its negative and it.
-    """
+def gated(both: Tensor, activation: Activation = "silu") -> Tensor:
+    """Return act(gate) * up [W, m], of ``both`` [W, 2m]: gates, then ups."""
     rows, channels = both.shape[0], both.shape[1] // 2
     assert both.stride(1) == 1
     out = both.new_empty(rows, channels)
-    limit, alpha = clamp or (0.0, 0.0)
     block = min(VALUES, power_of_two(channels))
     together = VALUES // block
     launch.start(
         gate_kernel, (ceil_div(rows, together), ceil_div(channels, block)), both, out, rows, both.stride(0), channels,
-        limit, alpha, GELU=activation == "gelu_pytorch_tanh", CLAMPS=clamp is not None, ROWS=together, BLOCK=block,
+        GATE=GATES.index(activation), ROWS=together, BLOCK=block,
     )  # fmt: skip
     return out

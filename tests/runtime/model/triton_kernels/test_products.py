@@ -4,10 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.model.triton_kernels import products
+from plans.schema import Activation
+from runtime.model.triton_kernels import products, rowwise
 from runtime.model.weights import Coded
 from tests.runtime.model.test_coded import FORMS, gathered, random_weight, reordered
-from tests.runtime.model.triton_kernels.interpreted import seeded
+from tests.runtime.model.triton_kernels.interpreted import near, seeded
 
 EXAMPLES = settings(max_examples=12, deadline=None)
 
@@ -55,6 +56,51 @@ def test_columns_in_another_order_have_the_bits_of_x_in_that_order(
     assert own.order is not None
     x = seeded(rows, own.inputs, dtype=dtype, seed=seed) / 1000
     assert torch.equal(products.product(x, own), products.product(gathered(x, own.order), weight))
+
+
+@EXAMPLES
+@given(
+    form=st.sampled_from(FORMS), dtype=st.sampled_from([torch.float32, torch.float16]),
+    rows=st.sampled_from([1, 3, 70]), blocks=st.sampled_from([1, 17]), channels=st.integers(1, 70),
+    biased=st.booleans(), activation=st.sampled_from(["silu", "gelu_pytorch_tanh"]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_a_product_of_gates_and_ups_has_the_bits_of_their_activation(
+    form: object, dtype: torch.dtype, rows: int, blocks: int, channels: int, biased: bool, activation: Activation,
+    seed: int,
+) -> None:  # fmt: skip
+    """Also where its columns are divided: of a kernel of its own, behind the product as it is rounded."""
+    own, _ = random_weight(form, 2 * channels, 64 * blocks, seed)  # type: ignore[arg-type]
+    x = seeded(rows, 64 * blocks, dtype=dtype, seed=seed) / 1000
+    bias = seeded(1, 2 * channels, dtype=dtype, seed=seed) if biased else None
+    out = products.product(x, own, bias, products.Gate(activation=activation))
+    expected = rowwise.gated(products.product(x, own, bias), activation)
+    assert torch.equal(out.view(torch.uint8), expected.view(torch.uint8))
+    assert own.counters is not None
+    assert not own.counters.any()
+
+
+@EXAMPLES
+@given(
+    dtype=st.sampled_from([torch.float32, torch.float16]), counts=st.lists(st.sampled_from([0, 2, 20]), min_size=2),
+    channels=st.integers(1, 70), clamped=st.booleans(), biased=st.booleans(),
+)  # fmt: skip
+def test_experts_apply_the_activation_of_their_gates(
+    dtype: torch.dtype, counts: list[int], channels: int, *, clamped: bool, biased: bool
+) -> None:
+    rows, experts = sum(counts), len(counts)
+    weight = seeded(experts, 2 * channels, 64, dtype=dtype)
+    x, order = seeded(rows, 64, dtype=dtype), torch.arange(rows)
+    bias = seeded(experts, 2 * channels, dtype=dtype) if biased else None
+    gate = products.Gate(clamp=(2.0, 1.7) if clamped else None)
+    ends = torch.tensor(counts).cumsum(0)
+    out = products.grouped(x, weight, order, ends, picked=1, bias=bias, gate=gate)
+    both = products.grouped(x, weight, order, ends, picked=1, bias=bias)
+    if not clamped:
+        assert torch.equal(out, rowwise.gated(both))
+        return
+    gates, ups = both.double().chunk(2, 1)
+    gates, ups = gates.clamp(max=2.0), ups.clamp(-2.0, 2.0)
+    assert near(out, (ups + 1) * gates * torch.sigmoid(1.7 * gates), roundings=4)
 
 
 def test_the_columns_of_few_outputs_are_divided_by_their_number_alone() -> None:
