@@ -125,6 +125,8 @@ class BaseInput(Input):
     """A base model."""
 
     model: Model
+    plain: "BaseInput | None" = None
+    """The model as its checkpoint has it, where its weights are rounded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -35,7 +35,7 @@ def rounded(base: BaseInput, weights: RoundedWeights) -> BaseInput:
     table = rounded_table(weights)
     head = None if table is None else check(_stored(base.roles["head.weight"], table), where)
     roles, model = replaced(base.roles, base.model, stored_of, head, where)
-    return replace(base, roles=roles, model=model, notes=(*base.notes, note(weights), CODED_NOTE))
+    return replace(base, roles=roles, model=model, plain=base, notes=(*base.notes, note(weights), CODED_NOTE))
 
 
 def note(weights: RoundedWeights) -> str:

@@ -121,18 +121,21 @@ def _dtypes(request: Request, probe: Probe) -> Iterator[Candidate]:
 
 
 def _fewer_bits(request: Request, probe: Probe) -> Iterator[Candidate]:
-    """Yield the weights rounded to 8 and to 4 bits, where they are plain."""
-    if any(source.stored is not None for source in request.base.roles.values()):
+    """Yield the weights rounded to 8 and to 4 bits, where the checkpoint has them plain, if they need fewer bytes."""
+    plain = request.base.plain or request.base
+    if any(source.stored is not None for source in plain.roles.values()):
         return
     needed = needed_bytes(probe.formulation(request))
     for choices in FEWER_BITS:
         for name in choices:
             try:
-                base = rounded(request.base, name)
+                base = rounded(plain, name)
             except ConfigError:  # groups that do not divide its columns
                 continue
             changed = replace(_with(request, replace(request.wanted, weights=name)), base=base)
             fewer = needed_bytes(probe.formulation(changed))
+            if fewer >= needed:
+                break
             words = f"weights in {name}: {format_bytes(fewer)} in all instead of {format_bytes(needed)}"
             yield Candidate(words=words, request=changed, args=("--weights", name))
             break

@@ -180,6 +180,19 @@ def test_one_more_device_keeps_the_names_and_numbers_of_the_others(plain: tuple[
         assert all(len(devices) == 1 for devices in by_host.values()), "of equal hosts only one is tried"
 
 
+@pytest.mark.parametrize("weights", ["int8", "fp8"])
+def test_fewer_bits_are_suggested_than_those_asked_for(weights: str, tmp_path: Path) -> None:
+    """Never as many or more: of 8 bits one would not fit either, and 4 bits are offered with groups of 128."""
+    model = ("--model", ROOT / "plans/llama70b-4gpu/config.json", "--context", 4096)
+    listed = [{"id": f"gpu{i}", "type": "rtx-3090"} for i in range(2)]
+    (tmp_path / "inventory.yaml").write_text(yaml.safe_dump({"hosts": [pcie("box", *listed)]}))
+    code, reply = command(tmp_path / "inventory.yaml", (*model, "--weights", weights), tmp_path / "p")
+    assert code == 3
+    (fewer,) = [change["args"] for change in reply["error"]["changes"] if change["change"].startswith("weights in")]
+    assert fewer == ["--weights", "int4-g128"]
+    assert command(tmp_path / "inventory.yaml", (*model, *fewer), tmp_path / "p")[0] == 0
+
+
 def test_the_fewest_more_devices_are_suggested_and_bytes_are_estimated(tmp_path: Path) -> None:
     """Llama-3.3-70B on two RTX 3090, the commonest set-up at home, which needs cards or fewer bits."""
     model = ("--model", ROOT / "plans/llama70b-4gpu/config.json", "--context", 4096)
