@@ -96,14 +96,14 @@ def dots(outputs: int, rows: int, prefetches: int = 0, *, apart: bool = False) -
     return _inner_loop(code, 8)
 
 
-def part_dots(outputs: int, rows: int) -> Any:
+def part_dots(outputs: int, rows: int, prefetches: int) -> Any:
     """Return an intrinsic for the dot products of ``outputs`` rows of a weight with ``rows`` rows of x, part by part.
 
     Its arguments: the kernel's pointer; address and stride of the parts of the rows of the weight (left); of the rows
     of x, float32; address of the sums so far, vectors [rows, outputs] without a gap; the length of the part, a multiple
     of ``step`` and not 0; 1 for the first part, whose sums begin with 0; address of the results, float32 [rows,
     outputs], for the last part, else 0: sums are stored; the address from which on as many bytes of the weight are
-    prefetched into the second level of cache as the part has, in the order of addresses.
+    prefetched into the second level of cache as ``prefetches`` of its rows have in the part, in the order of addresses.
 
     A result has the bits of ``dots``.
     """
@@ -128,8 +128,8 @@ def part_dots(outputs: int, rows: int) -> Any:
 
         def lines(line: Any, totals: Sequence[Any]) -> list[Any]:
             offset = builder.mul(line, I64(LINE_BYTES // nbytes))
-            beyond = builder.mul(line, I64(outputs * LINE_BYTES))
-            for number in range(outputs):
+            beyond = builder.mul(line, I64(prefetches * LINE_BYTES))
+            for number in range(prefetches):
                 prefetch(builder, builder.add(builder.add(ahead, beyond), I64(LINE_BYTES * number)))
             for first in range(0, LINE_BYTES // nbytes, step(element)):
                 totals = multiply(builder.add(offset, I64(first)), totals)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numba.core import types
 
+from runtime.model.kernels.arguments import Product
 from runtime.model.kernels.elements import (
     LANES,
     LINE_BYTES,
@@ -35,6 +36,8 @@ AHEAD_BYTES = 4096
 """Least distance at which weights are prefetched for few rows of x."""
 PANEL_BYTES = 1 << 17
 """Weights that many rows of x are multiplied with in turn: they stay in the second level of cache."""
+BLOCK_BYTES = 1 << 19
+"""Rows of x that every panel is multiplied with before the next rows are: they stay in the second level of cache."""
 MOST_ROWS = 6
 """Rows of x multiplied at once, each with two rows of weights: few rows, which wait for the memory."""
 NARROW_AHEAD_BYTES = 16384
@@ -49,7 +52,10 @@ FIRST_LEVEL_BYTES = 28 << 10
 """Bytes of the first level of cache for the parts of the rows of x: the least that processors have is 32 KiB."""
 FLOAT_BYTES = 4
 PART_OUTPUTS = 16
-"""Most rows of the weight whose sums are kept between two parts of a row; an even number."""
+"""Most rows of the weight whose sums are kept between two parts of a row; a multiple of GROUP."""
+
+
+kept_sums = reserved(PART_OUTPUTS * NARROW_ROWS * LANES)
 
 
 def sweep(outputs: int, rows: int, fetched: int) -> Any:
@@ -88,7 +94,82 @@ def sweep(outputs: int, rows: int, fetched: int) -> Any:
 
 one = sweep(1, 1, 1)
 few_2, few_3, few_4, few_5, few_6 = (sweep(2, rows, 2) for rows in range(2, MOST_ROWS + 1))
-many_4, many_5, many_6 = (sweep(GROUP, rows, 2) for rows in range(GROUP, MOST_ROWS + 1))
+
+
+def sweep_parts(at_once: Any, products: Any, store: Any, *, near: bool) -> Any:
+    """Return a function that multiplies as that of ``sweep`` does: ``count`` rows, and long rows part by part.
+
+    ``at_once``, ``products`` and ``store``: subroutines that take ``count``. Parts of the rows take turns with a block
+    of the rows of the weight. ``near``: what follows within the block is prefetched; else one row of the weight with
+    each step from the address ``ahead`` on, at most to ``ahead_end``; the function returns the next one.
+    """
+
+    @subroutine(types.int64, apart=True)
+    def swept(
+        data: Any, kind: Any, a: Any, x: Any, x_stride: Any, row: Any, count: Any, output: Any, last: Any, ahead: Any,
+        ahead_end: Any,
+    ) -> Any:  # fmt: skip
+        totals, sums, size, width = stack_floats(), kept_sums(), itemsize(data), itemsize(kind)
+        outputs, x_width = at_once(count), width if in_pairs(kind) else FLOAT_BYTES
+        right, added, out = x + row * x_stride, a.added + row * a.added_stride, a.out + row * a.out_stride
+        whole, line = a.inputs - a.inputs % step_of(kind), np.int64(LINE_BYTES) // width
+        most = FIRST_LEVEL_BYTES // (FLOAT_BYTES * count)
+        parts = max(1, (whole + most - 1) // most)
+        part = max(line, ((whole + parts - 1) // parts + line - 1) // line * line)
+        block, distance = last - output, np.int64(NARROW_AHEAD_BYTES)
+        if parts > 1:
+            block = max(GROUP, min(PART_OUTPUTS, PANEL_BYTES // (a.weight_stride * GROUP) * GROUP))
+            distance = block * a.weight_stride
+        for start in range(output, last, block):
+            end = min(start + block, last)
+            if near:
+                ahead = a.weight + start * a.weight_stride + distance
+            for begin in range(0, max(whole, 1), part):
+                length = min(part, whole - begin)
+                final = begin + length == whole
+                for first in range(start, end, outputs):
+                    number = min(first, last - outputs)
+                    left = a.weight + number * a.weight_stride
+                    if whole:
+                        kept = sums + FLOAT_BYTES * LANES * count * (first - start)
+                        products(
+                            kind, count, left + begin * width, a.weight_stride, right + begin * x_width, x_stride, kept,
+                            length, begin == 0, totals if final else 0, ahead,
+                        )  # fmt: skip
+                        ahead = ahead + outputs * length * width if near else min(ahead + length * width, ahead_end)
+                    if final:
+                        if whole < a.inputs:
+                            add_rest(kind, a, right, x_stride, left, totals, outputs, count)
+                        more = added + number * size if a.added else np.int64(0)
+                        store(data, count, totals, more, a.added_stride, out + number * size, a.out_stride)
+        return ahead
+
+    return swept
+
+
+def _many_rows(rows: int) -> Any:
+    """Return a function that multiplies ``rows`` rows of x by GROUP rows of the weight at a time."""
+    part_products, store = part_dots(GROUP, rows, 1), finish(GROUP, rows)
+
+    @subroutine(types.int64)
+    def at_once(count: Any) -> Any:
+        return np.int64(GROUP)
+
+    @subroutine()
+    def multiplied(
+        kind: Any, count: Any, left: Any, left_stride: Any, right: Any, right_stride: Any, sums: Any, length: Any,
+        begins: Any, out: Any, ahead: Any,
+    ) -> None:  # fmt: skip
+        part_products(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
+
+    @subroutine()
+    def stored(data: Any, count: Any, sums: Any, added: Any, added_stride: Any, out: Any, out_stride: Any) -> None:
+        store(data, sums, added, added_stride, out, out_stride)
+
+    return sweep_parts(at_once, multiplied, stored, near=False)
+
+
+many_4, many_5, many_6 = (_many_rows(rows) for rows in range(GROUP, MOST_ROWS + 1))
 
 
 @subroutine(apart=True)
@@ -120,17 +201,17 @@ def _many(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> N
     for start in range(output, last, panel):
         end = min(start + panel, last)
         first = min(start, end - GROUP)  # of a last panel that is smaller than a group
-        ahead, ahead_end = end, min(end + panel, last)
+        ahead, ahead_end = a.weight + end * a.weight_stride, a.weight + min(end + panel, last) * a.weight_stride
         for number in range(passes):
             row = a.rows * number // passes
             count = max(a.rows * (number + 1) // passes - row, GROUP)
             row = min(row, a.rows - count)
             if count == 4:
-                ahead = many_4(data, data, a, x, x_stride, row, first, end, ahead, ahead_end)
+                ahead = many_4(data, data, a, x, x_stride, row, np.int64(4), first, end, ahead, ahead_end)
             elif count == 5:
-                ahead = many_5(data, data, a, x, x_stride, row, first, end, ahead, ahead_end)
+                ahead = many_5(data, data, a, x, x_stride, row, np.int64(5), first, end, ahead, ahead_end)
             else:
-                ahead = many_6(data, data, a, x, x_stride, row, first, end, ahead, ahead_end)
+                ahead = many_6(data, data, a, x, x_stride, row, np.int64(6), first, end, ahead, ahead_end)
 
 
 TOGETHER = ((1, 1), (3, 2), (3, 3), (3, 4), (2, 5), (2, 6), (1, 8), (1, 10), (1, NARROW_ROWS))
@@ -138,8 +219,10 @@ TOGETHER = ((1, 1), (3, 2), (3, 3), (3, 4), (2, 5), (2, 6), (1, 8), (1, 10), (1,
 (
     (dots_1, dots_2, dots_3, dots_4, dots_5, dots_6, dots_8, dots_10, dots_12),
     (store_1, store_2, store_3, store_4, store_5, store_6, store_8, store_10, store_12),
-) = ([loop(outputs, rows) for outputs, rows in TOGETHER] for loop in (part_dots, finish))
-kept_sums = reserved(PART_OUTPUTS * NARROW_ROWS * LANES)
+) = (
+    [part_dots(outputs, rows, outputs) for outputs, rows in TOGETHER],
+    [finish(outputs, rows) for outputs, rows in TOGETHER],
+)
 
 
 @subroutine(apart=True)
@@ -151,7 +234,7 @@ def multiply_narrow(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last:
     """
     if last - output < MOST_AT_ONCE:
         for row in range(a.rows if last > output else 0):
-            _sweep(data, data, a, x, x_stride, row, 1, output, last)
+            narrow_sweep(data, data, a, x, x_stride, row, 1, output, last, 0, 0)
         return
     passes, panel = (a.rows + NARROW_ROWS - 1) // NARROW_ROWS, last - output
     if a.rows > PAIRED_ROWS and a.rows < NARROW_ROWS:
@@ -166,7 +249,8 @@ def multiply_narrow(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last:
             if count > PAIRED_ROWS:
                 count += count % 2
                 row = min(row, a.rows - count)
-            _sweep(data, data, a, x, x_stride, row, count, min(start, end - _at_once(count)), end)
+            first = min(start, end - _at_once(count))
+            narrow_sweep(data, data, a, x, x_stride, row, count, first, end, 0, 0)
 
 
 @subroutine(types.int64)
@@ -175,48 +259,6 @@ def _at_once(count: Any) -> Any:
     if count == 1 or count > PAIRED_ROWS:
         return 1
     return 3 if count < 5 else 2
-
-
-@subroutine(apart=True)
-def _sweep(
-    data: Any, kind: Any, a: Any, x: Any, x_stride: Any, row: Any, count: Any, output: Any, last: Any
-) -> None:  # fmt: skip
-    """Multiply ``count`` rows of x with a range of the rows of the weight, three, two of them or one at a time.
-
-    ``kind``: pointer to elements of the weight. Where outputs are no multiple of those that are computed together, the
-    last of them are computed twice. Parts of the rows take turns with a block of the rows of the weight.
-    """
-    totals, sums, size, width = stack_floats(), kept_sums(), itemsize(data), itemsize(kind)
-    outputs = _at_once(count)
-    right, added, out = x + row * x_stride, a.added + row * a.added_stride, a.out + row * a.out_stride
-    whole, line = a.inputs - a.inputs % step_of(kind), np.int64(LINE_BYTES) // width
-    most = FIRST_LEVEL_BYTES // (FLOAT_BYTES * count)
-    parts = max(1, (whole + most - 1) // most)
-    part = max(line, ((whole + parts - 1) // parts + line - 1) // line * line)
-    block, distance = last - output, np.int64(NARROW_AHEAD_BYTES)
-    if parts > 1:
-        block = max(4, min(PART_OUTPUTS, PANEL_BYTES // (a.weight_stride * 2) * 2))
-        distance = block * a.weight_stride
-    for start in range(output, last, block):
-        end, ahead = min(start + block, last), a.weight + start * a.weight_stride + distance
-        for begin in range(0, max(whole, 1), part):
-            length = min(part, whole - begin)
-            final = begin + length == whole
-            for first in range(start, end, outputs):
-                number = min(first, last - outputs)
-                left = a.weight + number * a.weight_stride
-                if whole:
-                    kept = sums + FLOAT_BYTES * LANES * count * (first - start)
-                    _dots(
-                        kind, count, left + begin * width, a.weight_stride, right + FLOAT_BYTES * begin, x_stride, kept,
-                        length, begin == 0, totals if final else 0, ahead,
-                    )  # fmt: skip
-                    ahead += outputs * length * width
-                if final:
-                    if whole < a.inputs:
-                        add_rest(kind, a, right, x_stride, left, totals, outputs, count)
-                    more = added + number * size if a.added else np.int64(0)
-                    _store(data, count, totals, more, a.added_stride, out + number * size, a.out_stride)
 
 
 @subroutine(apart=True)
@@ -268,6 +310,9 @@ def _store(data: Any, count: Any, sums: Any, added: Any, added_stride: Any, out:
         store_12(data, sums, added, added_stride, out, out_stride)
 
 
+narrow_sweep = sweep_parts(_at_once, _dots, _store, near=True)
+
+
 @subroutine(apart=True)
 def add_rest(data: Any, a: Any, x: Any, x_stride: Any, left: Any, sums: Any, outputs: Any, rows: Any) -> None:
     """Add the products of the last elements of a row, which are no multiple of a step, to the sums."""
@@ -284,5 +329,23 @@ def add_rest(data: Any, a: Any, x: Any, x_stride: Any, left: Any, sums: Any, out
             floats(sums)[row * outputs + output] = total
 
 
-multiply = by_tiles(multiply_tiles, multiply_wide if LANES == 16 else multiply_narrow)
+@subroutine(apart=True)
+def multiply_in_blocks(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> None:
+    """Compute outputs of all rows, block by block of the rows of x."""
+    block = max(NARROW_ROWS, BLOCK_BYTES // x_stride)
+    blocks = (a.rows + block - 1) // block
+    for number in range(blocks):
+        row = a.rows * number // blocks
+        added: Any = a.added + row * a.added_stride if a.added else np.int64(0)
+        part = Product(
+            x=x + row * x_stride, x_stride=x_stride, weight=a.weight, weight_stride=a.weight_stride,
+            added=added, added_stride=a.added_stride, out=a.out + row * a.out_stride, out_stride=a.out_stride,
+            rows=a.rows * (number + 1) // blocks - row, inputs=a.inputs, outputs=a.outputs, widened=0,
+            widened_stride=0, widened_per_thread=0,
+        )  # fmt: skip
+        multiply_block(data, part, part.x, x_stride, output, last)
+
+
+multiply_block = multiply_wide if LANES == 16 else multiply_narrow
+multiply = by_tiles(multiply_tiles, multiply_in_blocks)
 """Compute a range of the outputs of a Product, as the processor does it: of its rows of x as ``widen`` leaves them."""

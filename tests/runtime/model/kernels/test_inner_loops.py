@@ -95,7 +95,7 @@ def test_dot_products_have_the_same_bits_in_every_shape(dtype: torch.dtype) -> N
 @pytest.mark.parametrize(("outputs", "rows"), [(1, 9), (2, 3)])
 def test_dot_products_in_parts_have_the_bits_of_the_whole(dtype: torch.dtype, outputs: int, rows: int) -> None:
     """Parts are of any number of steps, whole lines of the cache or not; sums are kept in between."""
-    one, loop = step(ELEMENTS[dtype]), part_dots(outputs, rows)
+    one, loop = step(ELEMENTS[dtype]), part_dots(outputs, rows, outputs)
 
     def nine(data):  # type: ignore[no-untyped-def]
         a = load_nine(data)
