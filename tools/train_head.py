@@ -53,6 +53,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--mlp-width", type=int, help="hidden units of a new head's MLP; the base's number unless given")
     add("--passes", type=float, default=3.0, help="passes over the answers")
+    add("--minutes", type=float, help="of processor time that the training takes at most, over all runs")
     add("--batch", type=int, default=16, help="sequences of a step")
     add("--unroll", type=int, default=5, help="steps of the head per pair; from the second on it is fed its own output")
     add("--self-fed-rows", type=int, default=32, help="pairs of a sequence from which the head is fed its own output")
@@ -66,6 +67,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if not 0 < args.rate <= 10:
         parser.error(f"--rate: found {args.rate}, expected more than 0 and at most 10")
+    if args.minutes is not None and not args.minutes > 0:
+        parser.error(f"--minutes: found {args.minutes}, expected more than 0")
     if args.draft_vocab is not None and args.draft_vocab < 1:
         parser.error(f"--draft-vocab: found {args.draft_vocab}, expected at least 1")
     if args.mlp_width is not None and (args.mlp_width < 1 or args.beginning is not None):
@@ -137,6 +140,7 @@ def train_head(args: argparse.Namespace) -> None:
     train, held_out = load_rows(base, args.work, names, args.held_out)
     settings = TrainingSettings(
         steps=max(1, int(args.passes * len(train) / args.batch)),
+        minutes=args.minutes,
         batch=args.batch,
         unroll=args.unroll,
         self_fed_rows=args.self_fed_rows,

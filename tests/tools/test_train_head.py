@@ -26,10 +26,11 @@ from head_training.generation import Choice, answer_group, follow_group
 from head_training.head import extended, head_config, new_head, read_head, write_head
 from head_training.loss import cross_entropy, run_steps
 from head_training.optimizers import orthogonalise
+from head_training.progress import Usage
 from head_training.prompts import Prompt, Text, in_groups, invent, is_held_out, read_prompts
 from head_training.rows_attention import attend_rows
 from head_training.store import Stored, read_chunk, write_chunk
-from head_training.training import batches_of_like, make_batch
+from head_training.training import Training, TrainingSettings, batches_of_like, make_batch
 from measure_demo import Eagle3Head, Memory, generate_greedily
 from tests.tools.tiny_gguf import tiny_tokenizer
 from tools.smollm2_head import make_prompts
@@ -433,6 +434,37 @@ def test_batches_hold_every_sequence_of_a_pass_once_beside_like_ones() -> None:
     assert len(used) == len(set(used)) == len(rows)
     apart = sum(max(row.start for row in batch) - min(row.start for row in batch) for batch in batches) / len(batches)
     assert apart < 2
+
+
+class Clock(Usage):
+    """Processor time of 30 s between two looks."""
+
+    now = 0.0
+
+    def seconds(self) -> float:
+        self.now += 30
+        return self.now
+
+
+def test_a_training_takes_its_minutes_over_all_runs(base: Base, prompts: list[list[int]], tmp_path: Path) -> None:
+    """Rates fall with them, whatever the most steps are."""
+    answers = answer_group(base, prompts[:3], 16, Choice())
+    rows = [Stored(tokens=a.tokens, start=a.start, choices=a.tokens[1:], states=as_stored(a.states)) for a in answers]
+    fixed = {"batch": 1, "unroll": 1, "self_fed_rows": 1, "hard_share": 0.5, "evaluate_every": 100, "rate": 1.0}
+    settings = TrainingSettings(steps=10**6, minutes=4.0, seed=1, **fixed)
+
+    def training() -> Training:
+        return Training(base, head_config(base, 300, 512), settings, (rows[:2], rows[2:]), tmp_path)
+
+    first, rates = training(), []
+    step = first.schedule.step
+    first.schedule.step = lambda number, done: (rates.append(done), step(number, done))[1]  # type: ignore[method-assign, func-returns-value]
+    first.run(lambda _line: None, Clock(tmp_path))
+    assert (first.step, first.done) == (8, 1.0)
+    assert rates == [number / 8 for number in range(8)]
+    resumed = training()
+    resumed.run(lambda _line: None, Clock(tmp_path))
+    assert (resumed.step, resumed.seconds) == (8, 240.0)
 
 
 def test_a_loss_and_its_gradient_are_those_of_autograd() -> None:

@@ -92,17 +92,16 @@ class Muon(torch.optim.Optimizer):
 class Schedule:
     """Optimizers of a head; after a warm-up their rates fall to zero along half a cosine."""
 
-    WARM_UP_STEPS = 30
     ADAM_LR = 0.001
     MUON_LR = 0.02
 
-    def __init__(self, head: nn.Module, steps: int, rate: float, dtype: torch.dtype) -> None:
+    def __init__(self, head: nn.Module, warm_up_steps: int, rate: float, dtype: torch.dtype) -> None:
         """``rate``: factor on the peak rates. ``dtype``: in which matrices are orthogonalised."""
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
         for name, p in head.named_parameters():
             (matrices if p.ndim == 2 and "lm_head" not in name else others).append(p)
-        self.steps = steps
+        self.warm_up_steps = warm_up_steps
         self.params = matrices + others
         self.optimizers: list[torch.optim.Optimizer] = [
             Muon(matrices, lr=self.MUON_LR, weight_decay=0.02, dtype=dtype),
@@ -110,10 +109,12 @@ class Schedule:
         ]
         self.peaks = [rate * self.MUON_LR, rate * self.ADAM_LR]
 
-    def step(self, number: int) -> None:
-        """Apply the gradients of step ``number``, clipped to norm 1, and clear them."""
-        warm_up = min(self.WARM_UP_STEPS, max(1, self.steps // 4))
-        share = min((number + 1) / warm_up, 1.0) * 0.5 * (1 + math.cos(math.pi * number / self.steps))
+    def step(self, number: int, done: float) -> None:
+        """Apply the gradients of step ``number``, clipped to norm 1, and clear them.
+
+        ``done``: share of the training before it.
+        """
+        share = min((number + 1) / self.warm_up_steps, 1.0) * 0.5 * (1 + math.cos(math.pi * done))
         nn.utils.clip_grad_norm_(self.params, 1.0)
         for optimizer, peak in zip(self.optimizers, self.peaks, strict=True):
             for group in optimizer.param_groups:

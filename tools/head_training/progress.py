@@ -24,7 +24,7 @@ class Progress:
         if now - self.shown < self.INTERVAL_S and self.done < self.total:
             return
         self.shown = now
-        left = (now - self.started) / (self.done - self.first) * (self.total - self.done)
+        left = (now - self.started) / max(1, self.done - self.first) * (self.total - self.done)
         line = (
             f"{self.stage}: {self.done} of {self.total} ({self.done / self.total:.0%}), {duration(left)} left, {note}"
         )

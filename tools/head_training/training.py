@@ -20,11 +20,13 @@ from head_training.progress import Progress, Usage
 from head_training.store import Stored
 from measure_demo import Eagle3Head
 
+WARM_UP_STEPS = 30
 STEP_DECAY = 0.9
 """Weight of a self-fed step relative to the one before."""
 BATCHES_SORTED = 16
 """Batches among whose sequences those of like lengths are put together."""
 CHECKPOINT_S = 60.0
+PROGRESS_UNITS = 1000
 CHECKPOINT = "training.pt"
 
 
@@ -33,6 +35,9 @@ class TrainingSettings:
     """Everything that decides the trained head, beside the answers."""
 
     steps: int
+    """Most steps."""
+    minutes: float | None
+    """Most minutes of processor time, over all runs; the learning rates fall by whichever limit is nearer."""
     batch: int
     unroll: int
     self_fed_rows: int
@@ -141,23 +146,28 @@ class Training:
             new_head(base, config, counts) if beginning is None else extended(beginning.head, base, config, counts)
         )
         self.coverage = float(counts[self.head.t2d].sum() / counts.sum())
-        self.schedule = Schedule(self.head, settings.steps, settings.rate, base.dtype)
+        warm_up = min(WARM_UP_STEPS, max(1, settings.steps // 4))
+        self.schedule = Schedule(self.head, warm_up, settings.rate, base.dtype)
         self.step = 0
+        self.seconds = 0.0
+        """Processor time of this training, over all runs."""
         self._order: tuple[int, list[list[Stored]]] | None = None
         """Number of a pass and its batches."""
         self.losses: list[float] = []
         self.measures: list[dict[str, Any]] = []
 
     def run(self, report: Callable[[str], None], usage: Usage) -> None:
-        """Train to the last step, from the checkpoint if there is one."""
+        """Train to the last step or minute, from the checkpoint if there is one."""
         self._resume()
-        progress = Progress("training", self.settings.steps, self.step)
+        progress = Progress("training", PROGRESS_UNITS, int(PROGRESS_UNITS * self.done))
         before, saved = usage.seconds(), time.monotonic()
-        while self.step < self.settings.steps:
+        first, resumed = before, self.seconds
+        while self.done < 1:
             if self.step % self.settings.evaluate_every == 0:
                 self._measure(report)
             loss = self._one_step()
-            progress.advance(1, f"loss {loss:.3f}")
+            self.seconds = resumed + usage.seconds() - first
+            progress.advance(int(PROGRESS_UNITS * self.done) - progress.done, f"step {self.step}, loss {loss:.3f}")
             if time.monotonic() - saved > CHECKPOINT_S:
                 usage.add("training", before)
                 before, saved = usage.seconds(), time.monotonic()
@@ -166,6 +176,12 @@ class Training:
             self._measure(report)
         self._save()
         usage.add("training", before)
+
+    @property
+    def done(self) -> float:
+        """Share of the training that is done, 1 at its end."""
+        minutes = self.settings.minutes
+        return max(self.step / self.settings.steps, 0.0 if minutes is None else min(self.seconds / 60 / minutes, 1.0))
 
     @torch.no_grad()
     def measure(self) -> list[Position]:
@@ -216,7 +232,7 @@ class Training:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(f"the loss of step {self.step} is {value}: the answers hold values that are no numbers")
-        self.schedule.step(self.step)
+        self.schedule.step(self.step, self.done)
         self.losses.append(value)
         self.step += 1
         return value
@@ -249,6 +265,7 @@ class Training:
         state = {
             "key": self._key(),
             "step": self.step,
+            "seconds": self.seconds,
             "losses": self.losses,
             "measures": self.measures,
             "head": self.head.state_dict(),
@@ -271,6 +288,7 @@ class Training:
                     "settings; remove it or give another --work"
                 )
         self.step, self.losses, self.measures = state["step"], state["losses"], state["measures"]
+        self.seconds = state["seconds"]
         self.head.load_state_dict(state["head"])
         for optimizer, saved in zip(self.schedule.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
