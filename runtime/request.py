@@ -111,8 +111,9 @@ class RankTimings:
     """Times of the steps of one request on one rank, in ns; see ``runtime.comm.progress.Timings``."""
 
     steps: tuple[int, ...]
-    parts: dict[str, tuple[int, ...]]
-    """By part of a step, of every step, without the wait for other parts."""
+    parts: dict[str, tuple[tuple[int, int], ...]]
+    """By part of a step, of every step: begin and end, by the clock of the rank's machine, without the wait for other
+    parts."""
     groups: dict[str, int]
     """By group of ranks: time of all steps inside its collectives, waiting included."""
 

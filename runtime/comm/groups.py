@@ -145,9 +145,8 @@ class Group:
         it is that of a message between parts. Staged tensors are copied to the host, which waits for them, and back:
         the copies are the device's work, also where a step is captured.
         """
-        received = not inside and any(written)
         if not self.staged:
-            self._reported(collective, tensors, inside, received)
+            self._reported(collective, tensors, inside)
             return
         wires = tuple(self._wire(number, tensor) for number, tensor in enumerate(tensors))
         for wire, tensor, reads in zip(wires, tensors, read, strict=True):
@@ -159,7 +158,7 @@ class Group:
             if device.type == "cuda":
                 with self.progress.reading():
                     torch.cuda.current_stream(device).synchronize()
-            self._reported(collective, wires, inside, received)
+            self._reported(collective, wires, inside)
 
         self.host(on_host)
         for wire, tensor, writes in zip(wires, tensors, written, strict=True):
@@ -173,11 +172,9 @@ class Group:
             self.wires[key] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         return self.wires[key]
 
-    def _reported(
-        self, collective: Callable[..., None], tensors: tuple[Tensor, ...], inside: bool, received: bool
-    ) -> None:
+    def _reported(self, collective: Callable[..., None], tensors: tuple[Tensor, ...], inside: bool) -> None:
         try:
-            with self.progress.collective(self.name, inside=inside, queued=not self.waits, received=received):
+            with self.progress.collective(self.name, inside=inside, queued=not self.waits):
                 collective(*tensors)
         except RuntimeError as error:
             if is_device_error(error):

@@ -53,20 +53,23 @@ class Status(ctypes.Structure):
     """Number of that collective in its group."""
 
 
+Span = tuple[int, int]
+"""Begin and end in ns, by the clock that all processes of a machine have."""
+
+
 class Timings:
     """Timer of steps and of their parts, in ns, since ``clear``."""
 
     def __init__(self, device: torch.device) -> None:
-        self.parts: defaultdict[str, list[int]] = defaultdict(list)
-        """Times by part of a step, of every step: with the all-reduces inside the part, without hops and messages, and
-        from the arrival of the last of these on: until then another rank works."""
+        self.parts: defaultdict[str, list[Span]] = defaultdict(list)
+        """Begin and end of each part of every step, with the all-reduces inside the part. It begins where the one
+        before ended, or where a message between parts was sent or arrived: until then another rank works."""
         self.steps: list[int] = []
         """From one commit to the next."""
         self.groups: defaultdict[str, int] = defaultdict(int)
         """Time by group inside its collectives, waiting included."""
         self._device = device
         self._last = self._committed = time.perf_counter_ns()
-        self._messages_ns = 0
 
     def clear(self) -> None:
         """Forget all times, and start from now."""
@@ -74,27 +77,24 @@ class Timings:
         self.groups.clear()
         self.steps.clear()
         self._last = self._committed = self.now()
-        self._messages_ns = 0
 
     def lap(self, part: str) -> None:
-        """Add the time since the last lap to those of ``part``, without that of messages."""
+        """Add the span since the last lap or message to those of ``part``."""
         now = self.now()
-        self.parts[part].append(now - self._last - self._messages_ns)
-        self._last, self._messages_ns = now, 0
+        self.parts[part].append((self._last, now))
+        self._last = now
         if part == "commit":
             self.steps.append(now - self._committed)
             self._committed = now
 
-    def collective(self, group: str, ns: int, *, inside: bool, received: bool) -> None:
+    def collective(self, group: str, ns: int, *, inside: bool) -> None:
         """Add ``ns``, up to now, to a group's time.
 
-        ``inside``: it counts in the part that is running, too; ``received``: a part begins with this message.
+        ``inside``: it counts in the part that is running, too; else it is a message, behind which a part begins.
         """
         self.groups[group] += ns
-        if received:
-            self._last, self._messages_ns = self.now(), 0
-        elif not inside:
-            self._messages_ns += ns
+        if not inside:
+            self._last = self.now()
 
     def now(self) -> int:
         """Return the time at which all that the device was given is done."""
@@ -141,10 +141,9 @@ class Progress:
             self.timings.lap(part)
 
     @contextmanager
-    def collective(self, group: str, *, inside: bool, queued: bool, received: bool = False) -> Iterator[None]:
+    def collective(self, group: str, *, inside: bool, queued: bool) -> Iterator[None]:
         """Report a collective of ``group``; ``inside``: it belongs to the part of the step that is running.
 
-        ``received``: it is a message of another part, with which a part of this rank begins.
         ``queued``: it is put into the queue of the device (NCCL). A timer waits for the device before and after it.
         """
         timings = self.timings
@@ -156,7 +155,7 @@ class Progress:
         yield
         if timings is not None:
             with self.reading():
-                timings.collective(group, timings.now() - started, inside=inside, received=received)
+                timings.collective(group, timings.now() - started, inside=inside)
         self.status.group = b""
         self.status.ticks += 1
 

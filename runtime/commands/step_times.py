@@ -1,9 +1,11 @@
 """Times of a plan's steps: prefill, plain and EAGLE decoding, by phase and by part, beside the prediction.
 
-A part's time is that of the first of its devices, from the arrival of what it works on, with the all-reduces in which
-it waits for the others: as the plan predicts it. The phases add up to the step: ``verify`` is embedding, stages and
-lm_head one after the other, ``collectives`` is the rest: hops from part to part, messages, and waking up for them. One
-sequence is timed: of a plan for more the parts have no prediction, and the step has that of its schedule.
+A part takes from when the last of its devices has what it works on until the last of them is done, with the
+all-reduces in which they wait for each other: as the plan predicts it. Devices of another machine than the first one's
+are left out, as their clock is another. The phases add up to the step: ``verify`` is embedding, stages and lm_head one
+after the other, ``collectives`` is the rest: hops from part to part, features and the step message, each until the last
+of its receivers goes on, woken up where it sleeps. One sequence is timed: of a plan for more the parts have no
+prediction, and the step has that of its schedule.
 
 Beside the mean, the *best* time is the mean over the fastest tenth of the steps of all repeats: what the machine does
 while no other program disturbs it. Parts are of the same steps and add up; the least time of each part, of different
@@ -14,12 +16,13 @@ and add up to one of these; speed and step are those of captured ones, in a requ
 """
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from plans.graphs import captures
 from plans.schema import Plan
+from plans.shared_memory import share_memory
 from runtime.errors import RequestError
 from runtime.request import Completion, RankTimings, Request, check_request, first_acceptance
 
@@ -221,16 +224,26 @@ def _best(plan: Plan, mode: str, runs: list[list[Completion]]) -> _Step:
 
 
 def _times(plan: Plan, mode: str, ranks: list[Completion]) -> dict[str, tuple[int, ...]]:
-    """Return by part the time of every step: on the first of its devices, which waits for the others in its sums."""
-    leaders = {"embed": plan.embed.devices[0], "head": plan.head.devices[0], "commit": plan.embed.devices[0]}
-    leaders |= {f"stages[{number}]": stage.devices[0] for number, stage in enumerate(plan.stages)}
+    """Return by part the time of every step: from when the last of its devices begins until the last one ends."""
+    members = {"embed": plan.embed.devices, "head": plan.head.devices, "commit": plan.embed.devices}
+    members |= {f"stages[{number}]": stage.devices for number, stage in enumerate(plan.stages)}
     if plan.draft_placement is not None:
-        leaders["draft"] = plan.draft_placement.devices[0]
+        members["draft"] = plan.draft_placement.devices
     numbers = {device.id: number for number, device in enumerate(plan.devices)}
-    return {
-        part: _timings(ranks[numbers[leaders[part]]]).parts.get(part, ())
-        for part in _parts(plan, drafted=mode == "eagle")
-    }
+    times = {}
+    for part in _parts(plan, drafted=mode == "eagle"):
+        near = _on_one_machine(plan, members[part])
+        spans = [_timings(ranks[numbers[device]]).parts.get(part, ()) for device in near]
+        times[part] = tuple(
+            max(end for _, end in of_step) - max(begin for begin, _ in of_step) for of_step in zip(*spans, strict=False)
+        )
+    return times
+
+
+def _on_one_machine(plan: Plan, devices: Sequence[str]) -> list[str]:
+    """Return those of some devices that have the clock of the first one."""
+    hosts = {device.id: device.host for device in plan.inventory.devices}
+    return [name for name in devices if share_memory(plan.inventory, (hosts[devices[0]], hosts[name]))]
 
 
 def _paced_by(plan: Plan) -> int:

@@ -399,7 +399,8 @@ class Stepper:
             return None
         # accept: walk from the root to the child that the base chose, as far as there is one
         accepted = self._accept(forward, tokens, parents, mask, work)
-        self._progress.lap("head")
+        if self._channel.drafted or not work.drafts:
+            self._progress.lap("head")
         return accepted
 
     def _spans(self) -> tuple[slice, slice]:
@@ -429,10 +430,14 @@ class Stepper:
         return Accepted(verdict=verdict, features=forward.features.index_select(1, rows))
 
     def _choose(self, accepted: Accepted | None, work: Work) -> None:
-        """Write the next trees of plain decoding, which are their roots, on the rank that does."""
+        """Write the next trees of plain decoding, which are their roots, on the rank that does: part of the lm_head."""
+        if self._comm.rank == self._channel.source:
+            self._write_roots(accepted, work)
+        if accepted is not None:
+            self._progress.lap("head")
+
+    def _write_roots(self, accepted: Accepted | None, work: Work) -> None:
         channel, extended, drafted = self._channel, work.places, work.drafted
-        if self._comm.rank != channel.source:
-            return
         none = self._no_rows[drafted]
         kept, path, roots = none, self._no_path[drafted, : work.layout.kept], none.unsqueeze(1)
         if accepted is not None:

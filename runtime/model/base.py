@@ -75,8 +75,13 @@ class Base:
         Rows 0 … ``last`` count, the others are padding. Returns the output on devices of the lm_head, None elsewhere.
         """
         width = tokens.shape[0]
-        hidden = None if self._embedding is None else self._embedding(tokens)
-        carry = None if self._stage is None else self._stage.prefill(sequence, hidden, width, last)
+        hidden = self._embedded(tokens)
+        if self._embedding is not None and hidden is not None:
+            self._embedding.send(hidden)
+        carry = None
+        if self._stage is not None:
+            carry = self._stage.prefill(sequence, hidden, width, last)
+            self._stage.send(carry)
         return None if self._lm_head is None else self._lm_head(carry, width)
 
     def verify(self, tokens: Tensor, mask: Tensor, first: int) -> Forward | None:
@@ -85,13 +90,19 @@ class Base:
         ``mask`` [B, N, N]: each node's ancestors and itself. Commits nothing. Returns as ``prefill`` does, W = B * N
         rows.
         """
-        hidden = None if self._embedding is None else self._embedding(tokens.flatten())
+        hidden = self._embedded(tokens.flatten())
         self._progress.lap("embed")
+        if self._embedding is not None and hidden is not None:
+            self._embedding.send(hidden)
         carry = None
         if self._stage is not None:
             carry = self._stage.verify(hidden, mask, first)
             self._progress.lap(self._stage.name)
+            self._stage.send(carry)
         return None if self._lm_head is None else self._lm_head(carry, tokens.numel())
+
+    def _embedded(self, tokens: Tensor) -> Tensor | None:
+        return None if self._embedding is None else self._embedding(tokens)
 
     def keep(self, path: Tensor, accepted: Tensor, nodes: int, first: int) -> None:
         """Commit the root and the accepted nodes of each tree of ``nodes`` nodes; see ``KvCache.keep``.
@@ -130,13 +141,14 @@ class BaseEmbedding:
         self._sent = None if self._hop_out is None else memory.buffer("embed.hidden")
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Look up ``tokens`` [W] -> [W, H]; the leader sends the result to the first stage."""
+        """Look up ``tokens`` [W] -> [W, H]."""
         hidden = self._rows(tokens, self._dtype)  # scratch: bounded by `embed.scratch.rows` in plans/buffers.py
-        if self._hop_out is None or self._sent is None:
-            return hidden
-        sent = self._sent[: tokens.shape[0]].copy_(hidden)
-        self._hop_out.broadcast(sent, self._hop_out.ranks[0])
-        return sent
+        return hidden if self._sent is None else self._sent[: tokens.shape[0]].copy_(hidden)
+
+    def send(self, hidden: Tensor) -> None:
+        """Send what was looked up to the first stage, where this is the leader."""
+        if self._hop_out is not None:
+            self._hop_out.broadcast(hidden, self._hop_out.ranks[0])
 
 
 class BaseStage:
@@ -263,7 +275,7 @@ class BaseStage:
         return rotary_at(self._rotary, positions), factors
 
     def _forward(self, hidden: Tensor | None, width: int, rows: Sequence[Rows]) -> Tensor:
-        """Receive the carry, run the layers, send the carry; return it. ``rows``: for each view."""
+        """Receive the carry, run the layers; return the carry. ``rows``: for each view."""
         carry = self._carry.view(width)
         if self._hop_in is not None:
             # there are no features before the first layer
@@ -284,9 +296,12 @@ class BaseStage:
         if len(self._layers) in self._captures:
             carry[self._captures[len(self._layers)]].copy_(hidden)
         carry[0].copy_(hidden)
+        return carry
+
+    def send(self, carry: Tensor) -> None:
+        """Send the carry to the next stage or the lm_head, where this is the leader."""
         if self._hop_out is not None:
             self._hop_out.broadcast(carry, self._hop_out.ranks[0])
-        return carry
 
 
 class BaseLmHead:

@@ -29,12 +29,12 @@ def test_a_part_has_its_sums_and_begins_with_the_message_that_it_receives(clock:
         rank = Progress()
         rank.timings = Timings(torch.device("cpu"))
 
-        def collective(ns: int, *, inside: bool, received: bool = False) -> None:
-            with rank.collective("group", inside=inside, queued=False, received=received):
+        def collective(ns: int, *, inside: bool) -> None:
+            with rank.collective("group", inside=inside, queued=False):
                 clock.ns += ns
 
         clock.ns += 1  # while another rank works
-        collective(20, inside=False, received=True)
+        collective(20, inside=False)
         clock.ns += 300
         collective(1000, inside=True)
 
@@ -51,6 +51,6 @@ def test_a_part_has_its_sums_and_begins_with_the_message_that_it_receives(clock:
         collective(600_000, inside=False)  # sent
         clock.ns += 7_000_000
         rank.lap("commit")
-    assert rank.timings.parts == {"stages[0]": [4300], "commit": [7_050_000]}
+    assert rank.timings.parts == {"stages[0]": [(21, 4321)], "commit": [(654_321, 7_654_321)]}
     assert rank.timings.steps == [clock.ns]
     assert rank.timings.groups == {"group": 604_020}

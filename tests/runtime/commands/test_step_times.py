@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,7 @@ from runtime.commands import report, step_times
 from runtime.commands.step_times import Bench, Mode, measure
 from runtime.engine import Engine
 from runtime.errors import RequestError
+from runtime.request import RankTimings
 from tests.runtime.small import compiled_plan
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -54,6 +56,20 @@ def test_phases_add_up_to_the_step(devices: tuple[str, ...], tmp_path: Path) -> 
     assert any("stages[0]" in line for line in lines)
     assert measured.modes[1].first_acceptance is not None
     assert sum("first drafted token accepted in" in line for line in lines) == 1
+
+
+def test_a_part_takes_from_the_last_begin_to_the_last_end(tmp_path: Path) -> None:
+    """A device that a message reaches later than the leader is waited for outside the part, and not in its sums."""
+    _, plan = compiled_plan(tmp_path, ("a", "b"))
+    every = step_times._parts(plan, drafted=True)
+    first, second = (
+        dict.fromkeys(every, ((begin, end), (1000 + begin, 1005 + begin))) for begin, end in ((0, 90), (70, 95))
+    )
+    ranks = [
+        SimpleNamespace(timings=RankTimings(steps=(100, 100), parts=parts, groups={})) for parts in (first, second)
+    ]
+    times = step_times._times(plan, "eagle", ranks)  # type: ignore[arg-type]
+    assert times["stages[0]"] == (95 - 70, 5)
 
 
 def test_the_best_steps_are_a_tenth_whose_parts_add_up(plan_dir: tuple[Path, Plan]) -> None:
