@@ -276,6 +276,8 @@ def check_inventory(inventory: Inventory) -> Iterator[Violation]:
 def _check_link(path: str, link: Link) -> Iterator[Violation]:
     if link.bandwidth_bytes_per_s < 1:
         yield bad(f"{path}.bandwidth_bytes_per_s", link.bandwidth_bytes_per_s, "at least 1")
+    if link.awake_ns is not None and link.awake_ns > link.latency_ns:
+        yield bad(f"{path}.awake_ns", link.awake_ns, f"at most {link.latency_ns}, the latency to who sleeps")
     members, ns = 1, 0
     for i, own in enumerate(link.sums or ()):
         if own.members <= members:

@@ -310,7 +310,7 @@ class _Links:
         """Return latency, bandwidth and times of sums between two devices."""
         usual = self._hosts[one.host] if one.host == other.host else self._network
         link: Link | None = self._pairs.get(frozenset((one.id, other.id)), usual)
-        return None if link is None else (link.latency_ns, link.bandwidth_bytes_per_s, link.sums)
+        return None if link is None else (link.latency_ns, link.bandwidth_bytes_per_s, link.sums, link.awake_ns)
 
 
 def _check_totals(fleet: Fleet) -> Iterator[Violation]:

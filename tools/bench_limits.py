@@ -363,6 +363,7 @@ def scaled(problem: Problem, *, nbytes: int = 1, ns: int = 1) -> Problem:
         last=block(problem.last),
         tail=block(problem.tail) if problem.tail else None,
         message_ns=tuple(ns * time_ns for time_ns in problem.message_ns),
+        awake_ns=tuple(None if own is None else ns * own for own in problem.awake_ns),
         network_message_ns=ns * problem.network_message_ns,
     )
 

@@ -183,7 +183,7 @@ def rows(timed: Timed) -> Iterator[Row]:
         options = options_of(timed.plan, name)
         if name == "plain":  # which a plan with a tree has no phases of
             whole = whole | {"predicted_ns": plain_step_ns(timed.plan)}
-        # a part's time is predicted with what it receives, and measured from when that has arrived
+        # a part's time is predicted with what it receives, and measured from when all its devices have that
         hops_ns, features_ns, message_ns = messages_ns(timed.plan, options)
         verify |= {"predicted_ns": sum(parts_ns(timed.plan, options)) - hops_ns - message_ns}
         draft, sent = phases["draft"], phases["collectives"]

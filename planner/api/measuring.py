@@ -71,6 +71,8 @@ class Timed:
 
     plain: int
     """A whole step of plain decoding."""
+    message: int
+    """Its step message, to members of a group that have all just chosen the token."""
     layers: int
     """Its layers."""
     eagle: int
@@ -110,7 +112,7 @@ def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     before = calibrated(len(cpus))
     steps = demo_steps(map(int, before["products_ns"]), before["threads"])
     samples = joined(before, calibrated(len(cpus)))
-    link = link_of(samples)
+    link = with_awake(link_of(samples), steps)
     measured = device_data(with_fixed_times(rates_of(samples), link, steps))
     hosts = [
         host
@@ -170,6 +172,18 @@ def with_fixed_times(
     return explained
 
 
+def with_awake(link: MeasuredLink | None, steps: Mapping[int, Steps]) -> MeasuredLink | None:
+    """Return a link with the latency to processes that are awake: the median of the step messages of the smallest
+    group, and no more than to one that sleeps.
+    """
+    several = min((count for count in steps if count > 1), default=None)
+    if link is None or several is None:
+        return link
+    messages = [run.message for run in steps[several].runs]
+    ns = min(link.latency.value, round(statistics.median(messages)))
+    return replace(link, awake=Figure(value=ns, spread=_spread(messages)))
+
+
 @contextmanager
 def _on_cores(count: int) -> Iterator[None]:
     """Let this thread, and what it starts, run on so many of its cores alone."""
@@ -213,6 +227,7 @@ def timed(whole: Path, few: Path) -> Timed:
     (short,) = _best_ns(few)
     return Timed(
         plain=plain["step"],
+        message=plain["collectives"],
         layers=plain["stages[0]"],
         eagle=eagle["step"],
         tree_layers=eagle["stages[0]"],

@@ -75,9 +75,10 @@ def sum_latency_ns(link: Link, members: int) -> int:
     return ceil_div(measured.ns * rounds(max(members, measured.members)), rounds(measured.members))
 
 
-def message_ns(link: Link, message_bytes: int) -> int:
-    """Time of one message over one link."""
-    return link.latency_ns + ceil_div(message_bytes * 10**9, link.bandwidth_bytes_per_s)
+def message_ns(link: Link, message_bytes: int, *, awake: bool = False) -> int:
+    """Time of one message over one link; ``awake``: to who looks for it, where that makes a difference."""
+    latency_ns = link.awake_ns if awake and link.awake_ns is not None else link.latency_ns
+    return latency_ns + ceil_div(message_bytes * 10**9, link.bandwidth_bytes_per_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,13 +102,34 @@ def all_reduce_ns(tiers: Sequence[Tier], message_bytes: int) -> int:
     return _tree_and_ring_ns(tiers, trees=2, ring_bytes=ring_bytes, parts=members) + reduced
 
 
-def broadcast_ns(tiers: Sequence[Tier], message_bytes: int) -> int:
-    """A broadcast, or a gather of ``message_bytes`` in all, along a tree in each tier; 0 within one device."""
+def broadcast_ns(tiers: Sequence[Tier], message_bytes: int, *, awake: bool = False) -> int:
+    """A broadcast along a tree in each tier; 0 within one device. ``awake``: as for ``message_ns``.
+
+    Through memory that was measured all receivers have the one message at once, and wake up beside each other.
+    """
     total = 0
     for tier in tiers:
         if tier.count > 1:
             assert tier.link is not None
-            total += rounds(tier.count) * message_ns(tier.link, message_bytes)
+            times = rounds(tier.count) if tier.link.awake_ns is None else 1
+            total += times * message_ns(tier.link, message_bytes, awake=awake)
+    return total
+
+
+def gather_ns(tiers: Sequence[Tier], message_bytes: int) -> int:
+    """A gather of ``message_bytes`` in all on the leader, along a tree in each tier; 0 within one device.
+
+    Members come to it at once, as to a sum: where sums were measured it has the latency of one.
+    """
+    total = 0
+    for tier in tiers:
+        if tier.count > 1:
+            assert tier.link is not None
+            if tier.link.sums:
+                sent_ns = ceil_div(message_bytes * 10**9, tier.link.bandwidth_bytes_per_s)
+                total += sum_latency_ns(tier.link, tier.count) + sent_ns
+            else:
+                total += rounds(tier.count) * message_ns(tier.link, message_bytes)
     return total
 
 

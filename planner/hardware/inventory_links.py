@@ -15,7 +15,7 @@ from plans.check_inputs import natural_key
 from plans.format import quote
 from plans.schema import GroupSum, Host, Link, Pair
 
-_LINK_FIELDS = ("class", "latency", "bandwidth", "sums", "measured")
+_LINK_FIELDS = ("class", "latency", "bandwidth", "sums", "awake", "measured")
 
 
 def host_with_links(data: Any, path: str, name: str, devices: list[ListedDevice]) -> Host:
@@ -100,6 +100,16 @@ def _sums(data: Any, path: str) -> tuple[GroupSum, ...]:
     return tuple(sums)
 
 
+def _with_awake(link: Link, ns: int, path: str) -> Link:
+    """Return a link with the latency to who is awake; raise InventoryError where that is longer than to who sleeps."""
+    if ns > link.latency_ns:
+        raise InventoryError(
+            f"{path}: found {units.render(units.DURATION, ns)}, expected at most the latency, "
+            f"{units.render(units.DURATION, link.latency_ns)}: give the lower one of both"
+        )
+    return dataclasses.replace(link, awake_ns=ns)
+
+
 def _link(fields: Mapping[str, Any], path: str) -> Link:
     link_class = text(fields, "class", path, CLASS, CLASS_LETTERS)
     known = catalog().links.get(link_class)
@@ -118,11 +128,15 @@ def _link(fields: Mapping[str, Any], path: str) -> Link:
     )
     if "sums" in fields:
         link = dataclasses.replace(link, sums=_sums(fields["sums"], f"{path}.sums"))
+    if "awake" in fields:
+        link = _with_awake(link, figure(fields, "awake", units.DURATION, None, path), f"{path}.awake")
     if "measured" not in fields:
         return link
     own = parse_link(fields["measured"], f"{path}.measured")
     bandwidth = link.bandwidth_bytes_per_s if own.bandwidth is None else own.bandwidth.value
-    link = dataclasses.replace(link, latency_ns=own.latency.value, bandwidth_bytes_per_s=bandwidth)
+    link = dataclasses.replace(link, latency_ns=own.latency.value, bandwidth_bytes_per_s=bandwidth, awake_ns=None)
+    if own.awake is not None:
+        link = _with_awake(link, own.awake.value, f"{path}.measured.awake.value")
     if not own.groups:
         return link
     # A larger group takes no less time: what seems so is noise.

@@ -37,6 +37,7 @@ def _link(link: Link) -> dict[str, Any]:
         "latency": units.render(units.DURATION, link.latency_ns),
         "bandwidth": units.render(units.BANDWIDTH, link.bandwidth_bytes_per_s),
         **({} if link.sums is None else {"sums": [_sum(own) for own in link.sums]}),
+        **({} if link.awake_ns is None else {"awake": units.render(units.DURATION, link.awake_ns)}),
     }
 
 

@@ -17,6 +17,7 @@ Samples are what ``python -m runtime calibrate`` prints, times in ns of products
                 a small plan take what they took (``planner.api.measuring``)
     groups      all-reduce of a short message behind products, by the size of the group
     latency     of a short message to a process that sleeps, as those of other stages do
+    awake       of one to processes that still look for it, as the members of a group do
     bandwidth   of links: 2 (n - 1) / n of the bytes that a longer message has more / the time that it takes more
 
 Predicted times take them whole, without the parts that datasheets are given (``planner.efficiency``), and between two
@@ -102,6 +103,8 @@ class MeasuredLink:
     """Bytes/s; None where longer messages took no longer."""
     groups: Mapping[int, Figure]
     """Ns of an all-reduce of a short message, by members."""
+    awake: Figure | None = None
+    """Ns of a message to processes that still look for it; None: as to those that sleep."""
 
 
 FIXED = ("overhead", "pass", "table", "row", "tree", "stage")
@@ -222,7 +225,8 @@ def link_data(link: MeasuredLink) -> dict[str, Any]:
     latency = {"latency": _data(units.DURATION, link.latency)}
     bandwidth = {} if link.bandwidth is None else {"bandwidth": _data(units.BANDWIDTH, link.bandwidth)}
     groups = [{"members": members} | _data(units.DURATION, own) for members, own in sorted(link.groups.items())]
-    return latency | bandwidth | ({"groups": groups} if groups else {})
+    awake = {} if link.awake is None else {"awake": _data(units.DURATION, link.awake)}
+    return latency | awake | bandwidth | ({"groups": groups} if groups else {})
 
 
 def parse_device(data: Any, path: str) -> tuple[Computing, ...]:
@@ -297,11 +301,13 @@ def _by_dtype(fields: Mapping[str, Any], path: str) -> dict[str, Rates]:
 
 def parse_link(data: Any, path: str) -> MeasuredLink:
     """Return the field ``measured`` of a link; raise InventoryError for anything else."""
-    fields = mapping(data, f"{path}.", ("latency", "bandwidth", "groups"), "a mapping with latency and bandwidth")
+    names = ("latency", "awake", "bandwidth", "groups")
+    fields = mapping(data, f"{path}.", names, "a mapping with latency and bandwidth")
     bandwidth = _figure(fields["bandwidth"], units.BANDWIDTH, f"{path}.bandwidth") if "bandwidth" in fields else None
     latency = _figure(fields.get("latency"), units.DURATION, f"{path}.latency")
     groups = _numbered(fields.get("groups", []), units.DURATION, f"{path}.groups", "members")
-    return MeasuredLink(latency=latency, bandwidth=bandwidth, groups=groups)
+    awake = _figure(fields["awake"], units.DURATION, f"{path}.awake") if "awake" in fields else None
+    return MeasuredLink(latency=latency, bandwidth=bandwidth, groups=groups, awake=awake)
 
 
 def _rates(data: Any, path: str) -> Rates:

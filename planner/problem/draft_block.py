@@ -180,7 +180,7 @@ def _pass_ns(shares: DraftShares, links: Links, members: Sequence[int], forward:
     rows, merges = forward.rows, forward.merges(draft.attention)
     message = rows * draft.hidden_size * shares.passes[0][0].width
     added = links.all_reduce_ns(members, message)
-    gather = links.broadcast_ns(members, step.candidate_bytes(shares.options, read_rows)) if read_rows else 0
+    gather = links.gather_ns(members, step.candidate_bytes(shares.options, read_rows)) if read_rows else 0
     values = rows * draft.hidden_size
     fixed = links.fixed_ns(
         members,

@@ -166,6 +166,7 @@ class Formulation:
             last=lm_head_block(*tables, self._sets(chain.head if chain else None), self.row_unit),
             tail=None,
             message_ns=tuple(self._links.round_ns(members, message_bytes) for members in self._fabric.of_host),
+            awake_ns=tuple(self._links.awake_ns(members, message_bytes) for members in self._fabric.of_host),
             network_message_ns=self._links.network_ns(message_bytes),
             goal=GOALS[self.options.strategy],
             most_devices=self.options.max_devices,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 from planner.costs.fixed_work import CAPTURED
-from planner.costs.roofline import Tier, all_reduce_ns, broadcast_ns, message_ns
+from planner.costs.roofline import Tier, all_reduce_ns, broadcast_ns, gather_ns, message_ns
 from planner.costs.topology import Fabric
 from planner.costs.work import Pass, Work, exchange_ns
 from planner.problem.device_sets import DeviceSet
@@ -55,31 +55,46 @@ class Links:
 
     @cached_property
     def receive(self) -> Callable[[DeviceSet, int], Receive]:
-        """Return the cost of receiving a message of so many bytes from the leader of the link of the chain before."""
+        """Return the cost of receiving a message of so many bytes from the leader of the link of the chain before, with
+        receivers that sleep.
+        """
         return cache(self._receive)
 
-    def _receive(self, device_set: DeviceSet, message_bytes: int) -> Receive:
+    def receive_awake(self, device_set: DeviceSet, message_bytes: int) -> Receive:
+        """Return that cost with receivers that wait for no longer than they look for a message."""
+        return self._receive(device_set, message_bytes, awake=True)
+
+    def _receive(self, device_set: DeviceSet, message_bytes: int, *, awake: bool = False) -> Receive:
         """Price broadcasts from a leader inside the set, from its host, and from another host, in rising order."""
         inner, outer = self.fabric.tiers(device_set.devices, message_bytes)
-        inside = broadcast_ns((inner, outer), message_bytes)
+        inside = broadcast_ns((inner, outer), message_bytes, awake=awake)
         network = self.fabric.inventory.network
         if len(device_set.hosts) > 1:
-            far = broadcast_ns((inner, Tier(count=outer.count + 1, link=network)), message_bytes)
+            far = broadcast_ns((inner, Tier(count=outer.count + 1, link=network)), message_bytes, awake=awake)
             return Receive(same_ns=0, inside_ns=inside, near_ns=far, far_ns=far)
         host = self.fabric.of_host[device_set.hosts[0]]
         around = Tier(count=inner.count + 1, link=self.fabric.inner_link(host, message_bytes))
-        near = broadcast_ns((around,), message_bytes) if len(host) > len(device_set.devices) else inside
-        far = max(near, inside + message_ns(network, message_bytes)) if network else near
+        near = inside
+        if len(host) > len(device_set.devices):
+            near = max(inside, broadcast_ns((around,), message_bytes, awake=awake))
+        far = max(near, inside + message_ns(network, message_bytes, awake=awake)) if network else near
         return Receive(same_ns=0, inside_ns=inside, near_ns=near, far_ns=far)
 
-    def broadcast_ns(self, members: Sequence[int], message_bytes: int) -> int:
-        """Return the time of a broadcast in a group, or of a gather of so many bytes in all."""
-        return broadcast_ns(self.fabric.tiers(members, message_bytes), message_bytes)
+    def gather_ns(self, members: Sequence[int], message_bytes: int) -> int:
+        """Return the time of a gather of so many bytes in all in a group."""
+        return gather_ns(self.fabric.tiers(members, message_bytes), message_bytes)
 
     def round_ns(self, members: Sequence[int], message_bytes: int) -> int:
         """Return the time of one message among devices of one host, over their slowest link; 0 for a single one."""
         link = self.fabric.inner_link(members, message_bytes)
         return message_ns(link, message_bytes) if link else 0
+
+    def awake_ns(self, members: Sequence[int], message_bytes: int) -> int | None:
+        """Return the time of a message to devices of one host that are awake; None where they make no difference."""
+        link = self.fabric.inner_link(members, message_bytes)
+        if link is None or link.awake_ns is None:
+            return None
+        return message_ns(link, message_bytes, awake=True)
 
     def all_reduce_ns(self, members: Sequence[int], message_bytes: int) -> int:
         """Return the time of a sum over a group."""

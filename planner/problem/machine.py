@@ -32,8 +32,8 @@ PATH_BYTES = 1 << 20
 Look = tuple[Any, ...]
 """Everything that a placement depends on about a device but its name and links: GPUs first, the larger ones first."""
 
-Figures = tuple[int, int, tuple[Any, ...]]
-"""Latency and bandwidth of a link, and its times of sums."""
+Figures = tuple[int, int, tuple[Any, ...], int | None]
+"""Latency and bandwidth of a link, its times of sums, and its latency to who is awake."""
 
 Form = tuple[tuple[Look, ...], tuple[Any, ...]]
 """Looks of the devices of a module in canonical order, and how they are linked; comparable."""
@@ -190,12 +190,12 @@ def _host(host: Host, listed: Sequence[Device], devices: Sequence[int]) -> tuple
 
 
 def _figures(link: Link) -> Figures:
-    return link.latency_ns, link.bandwidth_bytes_per_s, tuple(map(astuple, link.sums or ()))
+    return link.latency_ns, link.bandwidth_bytes_per_s, tuple(map(astuple, link.sums or ())), link.awake_ns
 
 
 def _message_ns(figures: Figures) -> int:
     """Return the time of a message of PATH_BYTES."""
-    latency_ns, bandwidth_bytes_per_s, _ = figures
+    latency_ns, bandwidth_bytes_per_s, _, _ = figures
     return latency_ns + ceil_div(PATH_BYTES * 10**9, bandwidth_bytes_per_s)
 
 

@@ -20,6 +20,7 @@ from planner.problem.stage_groups import layer_ns
 from planner.problem.usable import usable_inventory
 from planner.problem.vocab_blocks import fixed_embed_ns, fixed_head_ns, row_unit
 from planner.solver.certify import layer_ps, received_ns, slowest_ns
+from planner.solver.problem import Receive
 from plans import cpu_times, step
 from plans.kv import kv_shares
 from plans.schema import Draft, Options, Plan, Run, Stage
@@ -101,7 +102,7 @@ class _Placed:
 
     def __init__(self, plan: Plan, options: Options, draft: Draft | None) -> None:
         inventory = usable_inventory(plan.inventory, plan.options)
-        self.plan = plan
+        self.plan, self.draft = plan, draft
         self.links = Links(fabric=Fabric(inventory=inventory))
         self.shares = BaseShares(model=plan.model, draft=draft, options=options)
         self.quanta = Quanta(self.shares, inventory.devices)
@@ -126,7 +127,7 @@ class _Placed:
         rows_ns = slowest_ns(bundles, bundle_ps, self.quanta.ns(head.devices))
         gathered = step.best_bytes(shares.options)
         head_ns = to_head + fixed_head_ns(shares, links, head.devices)
-        head_ns += links.broadcast_ns(head.devices, gathered) + rows_ns + self.step_message_ns()
+        head_ns += links.gather_ns(head.devices, gathered) + rows_ns + self.step_message_ns()
         return embed_ns, stages_ns, head_ns
 
     def hops_ns(self) -> int:
@@ -140,7 +141,7 @@ class _Placed:
         before = self.device_set(self.plan.embed.devices)
         for number, stage in enumerate(self.plan.stages):
             group = self.device_set(stage.devices)
-            yield self._hop(before, group, hop) if number else self.receive(before, group, hidden)
+            yield self._hop(before, group, hop) if number else self._first_hop(before, group, hidden)
             before = group
         yield self.receive(before, self.device_set(self.plan.head.devices), hop)
 
@@ -187,7 +188,13 @@ class _Placed:
         return DeviceSet(devices=devices, hosts=tuple(sorted({self.links.fabric.host_of[d] for d in devices})))
 
     def receive(self, before: DeviceSet, group: DeviceSet, message_bytes: int) -> int:
-        receive, near = self.links.receive(group, message_bytes), self.links.fabric.host_of[before.devices[0]]
+        return self._received_ns(self.links.receive(group, message_bytes), before, group)
+
+    def _first_hop(self, before: DeviceSet, group: DeviceSet, message_bytes: int) -> int:
+        return self._received_ns(self.links.receive_awake(group, message_bytes), before, group)
+
+    def _received_ns(self, receive: Receive, before: DeviceSet, group: DeviceSet) -> int:
+        near = self.links.fabric.host_of[before.devices[0]]
         return received_ns(receive, group.devices, before.devices, near in group.hosts)
 
     def _hop(self, before: DeviceSet, group: DeviceSet, message_bytes: int) -> int:
@@ -204,10 +211,15 @@ class _Placed:
                 sorted(self.links.fabric.host_of[self.index[device.id]] for device in self.plan.devices)
             )
         }
-        message = step.message_bytes(self.shares.options)
-        inside = sum(
-            self.links.round_ns(self.links.fabric.of_host[host], message) * rounds(counts[host]) for host in used
-        )
+        message, inside = step.message_bytes(self.shares.options), 0
+        last = self.plan.head if self.draft is None else self.plan.draft_placement
+        assert last is not None
+        awake = {device.id for device in self.plan.devices} <= set(last.devices)
+        for host in used:
+            members, several = self.links.fabric.of_host[host], counts[host] > 1
+            awake_ns = self.links.awake_ns(members, message) if awake else None
+            rounds_ns = self.links.round_ns(members, message) * rounds(counts[host])
+            inside += rounds_ns if awake_ns is None else awake_ns * several
         return inside + (len(used) - 1) * self.links.network_ns(message)
 
 

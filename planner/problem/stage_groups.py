@@ -55,7 +55,7 @@ class StageGroups:
                 site, sites = sites, sites + 1
             stage_ns = self.links.fixed_ns(device_set.devices, cpu_times.stage_ns)
             hop = later(self.links.receive(device_set, hop_bytes), stage_ns)
-            first = later(self.links.receive(device_set, hidden_bytes), stage_ns)
+            first = later(self.links.receive_awake(device_set, hidden_bytes), stage_ns)
             quantum_ns = self.quanta.ns(device_set.devices)
             slowed_ps = self.links.slowed_ps(
                 device_set.devices, [self.shares.unit(kind).ps for kind in range(len(self.shares.kinds))]

@@ -62,7 +62,7 @@ def embed_ns(shares: BaseShares, links: Links, members: Sequence[int]) -> int:
 
 def lm_head_ns(shares: BaseShares, links: Links, members: Sequence[int]) -> int:
     """Return the time of the lm_head on these devices besides that of its rows."""
-    return fixed_head_ns(shares, links, members) + links.broadcast_ns(members, step.best_bytes(shares.options))
+    return fixed_head_ns(shares, links, members) + links.gather_ns(members, step.best_bytes(shares.options))
 
 
 def fixed_head_ns(shares: BaseShares, links: Links, members: Sequence[int]) -> int:

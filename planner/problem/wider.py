@@ -82,7 +82,19 @@ def _best_link(links: Sequence[Link], size: int) -> Link:
         link_class=links[0].link_class,
         latency_ns=min(link.latency_ns for link in links),
         bandwidth_bytes_per_s=max(link.bandwidth_bytes_per_s for link in links),
+        awake_ns=min(_awake_ns(link) for link in links) if any(link.awake_ns is not None for link in links) else None,
     )
+
+
+def _awake_ns(link: Link) -> int:
+    return link.latency_ns if link.awake_ns is None else link.awake_ns
+
+
+def _told_ns(links: Links, members: Sequence[int], message_bytes: int) -> int:
+    """Return the least time of telling devices of a host, awake or not."""
+    rounds_ns = links.round_ns(members, message_bytes) * rounds(len(members))
+    awake_ns = links.awake_ns(members, message_bytes)
+    return rounds_ns if awake_ns is None else min(rounds_ns, awake_ns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +172,8 @@ class Wider:
             least_devices=devices + fewest - 1,
             layer_ns=tuple(layer_ns(base, links, members, k) + ns for k, ns in enumerate(shared)),
             network_hop_ns=hop.far_ns,
-            told_ns=links.round_ns(members[:devices], step.message_bytes(base.options)) * rounds(devices),
-            first=links.receive(device_set, step.hidden_bytes(base.model, base.options)),
+            told_ns=_told_ns(links, members[:devices], step.message_bytes(base.options)),
+            first=links.receive_awake(device_set, step.hidden_bytes(base.model, base.options)),
             blocks=((embed_ns(base, links, members), NOTHING), (lm_head_ns(base, links, members) + rows_ns, hop)),
         )
 

@@ -42,7 +42,7 @@ def certify(problem: Problem, answer: Answer) -> Certificate:
     last_ns = _block(problem, answer, problem.last, answer.last, load)
     last_ns += _last_receives(problem, answer)
     tail_ns = _tail(problem, answer, load)
-    messages = _messages(problem, devices_in_use(problem, answer))
+    messages = _messages(problem, answer)
     for device, capacity in enumerate(problem.capacity_bytes):
         assert load[device] <= capacity, f"{problem.devices[device]}: {load[device]} of {capacity} bytes"
     return Certificate(
@@ -208,7 +208,11 @@ def _tail(problem: Problem, answer: Answer, load: list[int]) -> int:
     return _block(problem, answer, problem.tail, answer.tail, load) + received
 
 
-def _messages(problem: Problem, used: tuple[int, ...]) -> int:
+def _messages(problem: Problem, answer: Answer) -> int:
+    used, blocks = devices_in_use(problem, answer), [b.options[own.option] for b, own in _blocks(problem, answer)]
+    awake = set(used) <= set(blocks[-1].devices)
     per_host = [sum(device in used for device in devices) for devices in problem.hosts]
-    inside = sum(ns * rounds(count) for ns, count in zip(problem.message_ns, per_host, strict=True))
+    inside = 0
+    for count, ns, awake_ns in zip(per_host, problem.message_ns, problem.awake_ns, strict=True):
+        inside += awake_ns * (count > 1) if awake and awake_ns is not None else ns * rounds(count)
     return inside + problem.network_message_ns * (sum(count > 0 for count in per_host) - 1)

@@ -88,6 +88,7 @@ def add_use(builder: Builder, problem: Problem, stages: Stages, blocks: Blocks) 
     """Add the devices in use: each is told what was accepted, once per host over the network, then inside the host.
 
     There the devices that know it double with each round: round r is needed by more than 2^(r - 1) devices in use.
+    Where devices that are awake are told faster, the first round is theirs, and all others are of those that sleep.
     """
     model = builder.model
     used = tuple(builder.flag(f"used{d}") for d in range(len(problem.devices)))
@@ -99,13 +100,30 @@ def add_use(builder: Builder, problem: Problem, stages: Stages, blocks: Blocks) 
             users += [on for devices, on in on_devices.items() if device in devices]
         model.add_max_equality(variable, users) if users else model.add(variable == 0)
     time_ns: list[Linear] = []
+    asleep = None if problem.awake_ns.count(None) == len(problem.hosts) else _asleep(builder, used, blocks)
     for host, devices in enumerate(problem.hosts):
         for number in range(rounds(len(devices)) if problem.message_ns[host] else 0):
             known = 1 << number
             needed = builder.flag(f"round{host}_{number}")  # more devices of the host are in use than know it before
             model.add(sum(used[d] for d in devices) <= known + (len(devices) - known) * needed)
-            time_ns.append(problem.message_ns[host] * needed)
+            awake_ns = problem.awake_ns[host]
+            if asleep is None or awake_ns is None:
+                time_ns.append(problem.message_ns[host] * needed)
+                continue
+            roused = builder.flag(f"roused{host}_{number}")  # the round is needed, and for devices that sleep
+            model.add(roused >= needed + asleep - 1)
+            time_ns.append(awake_ns * needed if number == 0 else 0)
+            time_ns.append((problem.message_ns[host] - (awake_ns if number == 0 else 0)) * roused)
         for device in devices:
             model.add_implication(used[device], reached[host])
     time_ns.append(problem.network_message_ns * (sum(reached) - 1))
     return Use(used=used, time_ns=tuple(time_ns))
+
+
+def _asleep(builder: Builder, used: Sequence[Bool], blocks: Blocks) -> Bool:
+    """Return whether a device in use is not on the last link of the chain."""
+    asleep = builder.flag("asleep")
+    for device, variable in enumerate(used):
+        ends = [on for devices, on in blocks.on_devices[-1].items() if device in devices]
+        builder.model.add(variable <= sum(ends) + asleep)
+    return asleep

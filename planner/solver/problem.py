@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from planner.integers import rounds
+
 Goal = Literal["time", "balance", "fill"]
 
 
@@ -174,6 +176,9 @@ class Problem:
     """Receives from ``last``."""
     message_ns: tuple[int, ...]
     """Time per host of a round in which its devices are told what was accepted (:func:`planner.integers.rounds`)."""
+    awake_ns: tuple[int | None, ...]
+    """By host: the time of telling its devices in use, if there are several, where all devices in use are on the last
+    link of the chain, and so awake; at most ``message_ns``. None: as others are told."""
     network_message_ns: int
     """Time of telling each host in use but the first."""
     goal: Goal
@@ -204,6 +209,14 @@ class Problem:
     def layers_of(self, kind: int) -> int:
         """Return the number of layers of a kind."""
         return sum(count for other, count in self.sequence if other == kind)
+
+    @cached_property
+    def least_message_ns(self) -> tuple[int, ...]:
+        """Per host the least time of a round of telling its devices, awake or not."""
+        return tuple(
+            ns if awake_ns is None else min(ns, awake_ns // max(1, rounds(len(devices))))
+            for ns, awake_ns, devices in zip(self.message_ns, self.awake_ns, self.hosts, strict=True)
+        )
 
     @cached_property
     def host_of(self) -> tuple[int, ...]:

@@ -94,5 +94,6 @@ def timeless(problem: Problem) -> Problem:
         last=without_time(problem.last),
         tail=without_time(problem.tail) if problem.tail else None,
         message_ns=(0,) * len(problem.hosts),
+        awake_ns=(None,) * len(problem.hosts),
         network_message_ns=0,
     )

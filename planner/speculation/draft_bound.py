@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from planner.costs.roofline import Tier, all_reduce_ns, broadcast_ns
+from planner.costs.roofline import Tier, all_reduce_ns, gather_ns
 from planner.costs.shares import DraftShares
 from planner.costs.work import Work
 from planner.integers import PS_PER_NS, ceil_div
@@ -100,7 +100,7 @@ def _messages_ns(shares: DraftShares, best: Sequence[Sequence[Tier]]) -> int:
         reduced, gathered = sizes.rows * draft.hidden_size * width, candidate_bytes(shares.options, read_rows)
         sums = 2 * draft.num_layers + 1
         total += times * sums * min(all_reduce_ns(tiers, reduced) for tiers in best)
-        total += times * min(broadcast_ns(tiers, gathered) for tiers in best)
+        total += times * min(gather_ns(tiers, gathered) for tiers in best)
     return total
 
 

@@ -116,6 +116,9 @@ class Link:
     sums: tuple[GroupSum, ...] | None = None
     """Times of all-reduces over groups with such links, by members, which rise from 2; a group of another size has that
     of the next larger one. None: they follow from the latency."""
+    awake_ns: int | None = None
+    """Latency of a message to processes that still look for it, however many; ``latency_ns``, no less, is that to one
+    that sleeps. None: all messages take the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

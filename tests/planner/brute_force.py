@@ -82,10 +82,14 @@ def slowest_ns(over: Group | Option, counts: Sequence[int], member_ps: Sequence[
     return -(-longest // (over.quantum_ns * 1000)) * over.quantum_ns
 
 
-def messages_ns(problem: Problem, used: Iterable[int]) -> int:
+def messages_ns(problem: Problem, used: Iterable[int], *, awake: bool) -> int:
+    """Return the time of the step message; ``awake``: to devices that are."""
     counts = [len(set(used) & set(devices)) for devices in problem.hosts]
     inside = sum(
-        ns * sum(count > known for known in (1, 2, 4, 8)) for ns, count in zip(problem.message_ns, counts, strict=True)
+        min(count - 1, 1) * awake_ns
+        if awake and awake_ns is not None and count
+        else ns * sum(count > known for known in (1, 2, 4, 8))
+        for ns, awake_ns, count in zip(problem.message_ns, problem.awake_ns, counts, strict=True)
     )
     return inside + (len([count for count in counts if count]) - 1) * problem.network_message_ns
 
@@ -158,7 +162,7 @@ class _Search:
         for sender, option in zip(chain, chosen[1:], strict=False):
             total += receive_ns(problem, option.receive, sender, option)
         used = route.used.union(*(option.devices for option in chosen))
-        return total + messages_ns(problem, used)
+        return total + messages_ns(problem, used, awake=used <= set(chosen[-1].devices))
 
     # ---- stages ----
 

@@ -214,7 +214,9 @@ def _messages_ns(problem: Problem, answer: Answer) -> int:
     used = {device for stage in answer.stages for device in problem.groups[stage.group].devices}
     used |= {device for option in _options(problem, answer) for device in option.devices}
     in_use = [len(used.intersection(host)) for host in problem.hosts]
-    inside = sum(
-        ns * math.ceil(math.log2(count)) for ns, count in zip(problem.message_ns, in_use, strict=True) if count > 0
-    )
+    inside, end = 0, set(_options(problem, answer)[-1].devices)
+    for count, ns, awake_ns in zip(in_use, problem.message_ns, problem.awake_ns, strict=True):
+        if count > 1:
+            asleep = awake_ns is None or not used.issubset(end)
+            inside += ns * math.ceil(math.log2(count)) if asleep else awake_ns
     return inside + problem.network_message_ns * (sum(count > 0 for count in in_use) - 1)

@@ -95,6 +95,7 @@ class _Tiny:
             last=last,
             tail=tail,
             message_ns=tuple(rng.randint(0, 9) if len(host) > 1 else 0 for host in self.hosts),
+            awake_ns=(None,) * len(self.hosts),
             network_message_ns=rng.randint(0, 9) if len(self.hosts) > 1 else 0,
             goal=goal,
             most_devices=None,
@@ -105,6 +106,8 @@ class _Tiny:
         changes: dict[str, object] = {"capacity_bytes": self._capacity(problem)}
         if rng.random() < 0.15:
             changes["counts"] = self._counts(problem)
+        if rng.random() < 0.4:
+            changes["awake_ns"] = tuple(rng.choice((None, rng.randint(0, ns))) for ns in problem.message_ns)
         return replace(problem, **changes)  # type: ignore[arg-type]
 
     def _mixed(self) -> tuple[tuple[int, int], ...]:

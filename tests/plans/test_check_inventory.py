@@ -41,6 +41,11 @@ def scores(*times: tuple[int, int]) -> list[dict[str, int]]:
             "inventory.network.sums[1].ns: found 8, expected at least 9, which fewer members take",
         ),
         (
+            "inventory.network.awake_ns",
+            10**9,
+            "inventory.network.awake_ns: found 1000000000, expected at most 20000, the latency to who sleeps",
+        ),
+        (
             "inventory.devices[0].together",
             [{"devices": 1, "bandwidth_bytes_per_s": 1, "flops_per_s": 1, "overhead_ns": 10**6}],
             "inventory.devices[0].together[0].devices: found 1, expected more than 1",

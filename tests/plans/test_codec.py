@@ -73,7 +73,7 @@ LINK_DATA: dict[str, object] = {"link_class": "pcie", "latency_ns": 10, "bandwid
         ({"latency": 5}, "x.yaml: latency: unknown field, did you mean latency_ns?"),
         (
             {"zzz": 5},
-            "x.yaml: zzz: unknown field, expected one of link_class, latency_ns, bandwidth_bytes_per_s, sums",
+            "x.yaml: zzz: unknown field, expected one of link_class, latency_ns, bandwidth_bytes_per_s, sums, awake_ns",
         ),
     ],
 )

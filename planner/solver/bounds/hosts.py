@@ -141,7 +141,7 @@ class GroupBounds:
         known: dict[tuple[object, ...], SiteTable] = {}
         tables = []
         for host, signatures in enumerate(self.inside):
-            message_ns = self.problem.message_ns[host]
+            message_ns = self.problem.least_message_ns[host]
             key = (self.counts[host], tuple(signatures), message_ns)
             if key not in known:
                 groups = [(s.taken, s.entry, self.curves[members[0]]) for s, members in signatures.items()]
@@ -354,7 +354,7 @@ class GroupBounds:
         whole_ns, shared_ns = 0, 0
         for host, devices in enumerate(problem.hosts):
             members = len(set(group.devices) & set(devices))
-            ns = problem.network_message_ns + problem.message_ns[host] * rounds(members)
+            ns = problem.network_message_ns + problem.least_message_ns[host] * rounds(members)
             whole_ns += ns if members == len(devices) else 0
             shared_ns += ns if 0 < members < len(devices) else 0
         later = curve + (group.network_hop_ns + whole_ns)

@@ -329,7 +329,7 @@ def _stage_parts(problem: Problem) -> list[Part]:
                 receive=group.first,
                 layer_ns=_layer_ns(problem, group),
                 hop_ns=group.network_hop_ns,
-                told_ns=sum(problem.message_ns[host] * rounds(count) for host, count in per_host.items()),
+                told_ns=sum(problem.least_message_ns[host] * rounds(count) for host, count in per_host.items()),
             )
             parts.append(part)
     return parts

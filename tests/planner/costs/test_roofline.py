@@ -12,6 +12,7 @@ from planner.costs.roofline import (
     Tier,
     all_reduce_ns,
     broadcast_ns,
+    gather_ns,
     message_ns,
     share_ns,
     share_ps,
@@ -19,7 +20,7 @@ from planner.costs.roofline import (
 )
 from planner.hardware.inventory import parse_inventory
 from planner.integers import ceil_div, rounds
-from plans.schema import Device, Link
+from plans.schema import Device, GroupSum, Link
 
 LINK = Link(link_class="x", latency_ns=5_000, bandwidth_bytes_per_s=10_000_000_000)
 LAYER_PARAMETERS = 8192 * (2 * 8192 + 2 * 1024 + 3 * 28672)
@@ -79,6 +80,16 @@ def test_collectives_by_hand() -> None:
     assert broadcast_ns(alone(2), 10_000) == 5_000 + 1_000
     assert broadcast_ns(alone(5), 10_000) == 3 * (5_000 + 1_000)
     assert all_reduce_ns(alone(1, None), 10_000) == broadcast_ns(alone(1, None), 10_000) == 0
+
+
+def test_receivers_through_measured_memory_have_one_message_and_gathers_are_as_late_as_sums() -> None:
+    link = dataclasses.replace(LINK, awake_ns=700, sums=(GroupSum(members=2, ns=300), GroupSum(members=4, ns=900)))
+    assert [message_ns(link, 10_000, awake=awake) for awake in (False, True)] == [5_000 + 1_000, 700 + 1_000]
+    assert message_ns(LINK, 10_000, awake=True) == message_ns(LINK, 10_000), "told alike, if no other figure is known"
+    assert broadcast_ns(alone(5, link), 10_000) == 5_000 + 1_000
+    assert broadcast_ns(alone(5, link), 10_000, awake=True) == 700 + 1_000
+    assert [gather_ns(alone(members, link), 10_000) for members in (1, 2, 3)] == [0, 300 + 1_000, 900 + 1_000]
+    assert gather_ns(alone(5), 10_000) == broadcast_ns(alone(5), 10_000)
 
 
 def test_collectives_over_hosts_cross_the_network_as_often_as_there_are_hosts() -> None:

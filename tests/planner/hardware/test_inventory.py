@@ -182,7 +182,11 @@ PATHS: list[tuple[str, Any, str]] = [
         "f: hosts[0].devices[1].uuid: found 'GPU_1', expected a UUID of the driver, like GPU-... or MIG-...",
     ),
     ("host", [], "f: host: unknown field, did you mean hosts?"),
-    ("network.speed", 1, "f: network.speed: unknown field, expected one of class, latency, bandwidth, sums, measured"),
+    (
+        "network.speed",
+        1,
+        "f: network.speed: unknown field, expected one of class, latency, bandwidth, sums, awake, measured",
+    ),
     ("hosts.0.links.clas", "x", "f: hosts[0].links.clas: unknown field, did you mean class?"),
     (
         "hosts.0.devices.1.memory",

@@ -25,7 +25,7 @@ from planner.errors import DetectionError, InputError, InventoryError
 from planner.families import load_base
 from planner.hardware.inventory import parse_inventory
 from planner.hardware.inventory_text import dump_inventory
-from planner.hardware.measured import device_data, link_of, rate_of, rates_of, time_of
+from planner.hardware.measured import Figure, device_data, link_of, rate_of, rates_of, time_of
 from planner.problem.placed import draft_ns, parts_ns
 from plans.schema import DType
 from plans.strict_yaml import dump_yaml, load_yaml
@@ -80,6 +80,7 @@ network: {class: shm}
 
 
 US = {"value": "1 us", "spread": "0 ns"}
+AWAKE_NS = 14_000
 TOGETHER = {"devices": 2, "bandwidth": "5 GB/s", "flops": "1 GFLOP/s", "overhead": "90 us"}
 
 
@@ -91,7 +92,13 @@ def measured_parts(devices: int) -> measuring.Timed:
     """Return times of steps and parts on so many devices."""
     plain, layers, eagle, tree_layers, drafter, few = (ns * devices * 10**6 for ns in (42, 40, 103, 60, 40, 13))
     return measuring.Timed(
-        plain=plain, layers=layers, eagle=eagle, tree_layers=tree_layers, drafter=drafter, few_layers=few
+        plain=plain,
+        message=AWAKE_NS * devices // 2,
+        layers=layers,
+        eagle=eagle,
+        tree_layers=tree_layers,
+        drafter=drafter,
+        few_layers=few,
     )
 
 
@@ -151,6 +158,26 @@ def test_samples_become_the_figures_of_a_link() -> None:
     assert link.bandwidth is not None
     assert link.bandwidth.value == pytest.approx(2 * 2 * 90_000 * 10**9 // (3 * 60_000), rel=1e-3)
     assert link_of(SAMPLES | {"sums": []}) is None
+
+
+def test_a_message_to_who_is_awake_takes_what_the_step_message_of_two_took(measured: Any) -> None:
+    found = measured["network"]["measured"]
+    assert found["awake"] == {"value": "14 us", "spread": "0 ns"}
+    inventory = parse_inventory(measured, "f").at("float32")
+    assert inventory.network is not None
+    assert (inventory.network.latency_ns, inventory.network.awake_ns) == (50_000, AWAKE_NS)
+    found["awake"]["value"] = "51 us"
+    with pytest.raises(InventoryError, match=r"awake.value: found 51 us, expected at most the latency, 50 us"):
+        parse_inventory(measured, "f")
+    del found["awake"]
+    network = parse_inventory(measured, "f").at("float32").network
+    assert network is not None
+    assert network.awake_ns is None
+
+
+def test_a_step_message_that_seems_slower_than_waking_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "timed", lambda whole, few: replace(measured_parts(2), message=10**6))
+    assert measuring.measure(data(), "f")[0]["network"]["measured"]["awake"]["value"] == "50 us"
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=2, max_size=40))
@@ -313,7 +340,10 @@ def test_members_of_hosts_without_shared_memory_are_counted_by_host() -> None:
 @pytest.mark.parametrize("devices", [1, 2])
 def test_fixed_times_make_parts_of_steps_as_long_as_they_were(devices: int, measured: Any, tmp_path: Path) -> None:
     computing = parse_inventory(measured, "f").devices[0].measured
-    planned = measuring.priced(measuring.demo_plan(tmp_path / "plan", devices), computing, link_of(SAMPLES))
+    link = link_of(SAMPLES)
+    assert link is not None
+    link = replace(link, awake=Figure(value=AWAKE_NS, spread=0))
+    planned = measuring.priced(measuring.demo_plan(tmp_path / "plan", devices), computing, link)
     (stage,) = planned.stages
     assert len(stage.devices) == devices
     embed_ns, layers_ns, head_ns = parts_ns(planned, replace(planned.options, tree=None))

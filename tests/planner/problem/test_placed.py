@@ -42,6 +42,7 @@ def sharing_cores(rng: random.Random) -> Any:
             devices.append({"id": f"d{number}-{place}", "type": "cpu"} | memory | rates | {"together": together})
         sums = [{"members": 2, "time": "30 us"}] if number else []
         links = {"class": "bus", "latency": "10 us", "bandwidth": "1 GB/s", "sums": sums}
+        links |= {} if number else {"awake": "2 us"}
         hosts.append({"name": f"h{number}", "links": links, "devices": devices})
     return {"hosts": hosts} | ({"network": rng.choice((NETWORK, SHARED_MEMORY))} if len(hosts) > 1 else {})
 

@@ -69,6 +69,7 @@ BY_HAND = Problem(
     last=_block(0, 1, count=3),
     tail=None,
     message_ns=(1000,),
+    awake_ns=(None,),
     network_message_ns=0,
     goal="time",
     most_devices=None,

@@ -103,6 +103,7 @@ PROBLEM = Problem(
         ),
     ),
     message_ns=(29, 31),
+    awake_ns=(None, None),
     network_message_ns=37,
     goal="time",
     most_devices=None,

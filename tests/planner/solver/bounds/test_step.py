@@ -171,8 +171,10 @@ def on_single_devices(seed: int) -> Problem | None:
     if not all(block.options for block in blocks) or len(problem.kinds) > 1 or problem.counts is not None:
         return None
     tail = blocks[2] if len(blocks) > 2 else None
+    # who sleeps is in no bound: all are told alike
+    told = (None,) * len(problem.hosts)
     return dataclasses.replace(
-        problem, goal="time", spare=None, groups=groups, first=blocks[0], last=blocks[1], tail=tail
+        problem, goal="time", spare=None, groups=groups, first=blocks[0], last=blocks[1], tail=tail, awake_ns=told
     )
 
 
