@@ -3,7 +3,8 @@
 A row of x is brought into the order of the numbers once (``decoding``). The sum of each block is multiplied by the
 scale of its group, so that a weight takes a mask, a conversion and a multiply-add. Codes of int4 are multiplied as
 integers, whatever the number of rows is (``int4``). A result has the same bits whatever the number of rows is, and so
-whether its numbers were in memory.
+whether its numbers were in memory. Where the processor multiplies tiles of bfloat16 and x is of them, all codes but
+int8 with one scale and int4 without zero points are multiplied by tiles (``coded_tiles``).
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba.core import types
 
-from runtime.model.kernels import int4, int8, int8_tiles
+from runtime.model.kernels import coded_tiles, int4, int8, int8_tiles
 from runtime.model.kernels.arguments import CODED_ROWS, CodedProduct
 from runtime.model.kernels.decoding import (
     BLOCK,
@@ -37,7 +38,7 @@ from runtime.model.kernels.elements import (
     stack_floats,
 )
 from runtime.model.kernels.inner_loops import coded_dots, exact_dots, finish
-from runtime.model.kernels.subroutines import subroutine
+from runtime.model.kernels.subroutines import by_tiles, subroutine
 from runtime.model.kernels.team import barrier, thread, threads
 
 GROUP = 4
@@ -70,14 +71,14 @@ def coded(data: Any) -> None:
     place = a.values + me * CODED_ROWS * a.values_stride
     if a.widened_per_thread:
         x += me * a.rows * a.widened_stride
-        _arrange(data, a, x, place, 0, 1)
+        _arrange_rows(data, a, x, place, 0, 1)
     else:
-        _arrange(data, a, x, place, me, team)
+        _arrange_rows(data, a, x, place, me, team)
         barrier()
     of_part = a.outputs // a.parts
     for part in range(a.parts):
         first = part * of_part
-        _multiply(data, a, x, first + of_part * me // team, first + of_part * (me + 1) // team, me)
+        _multiply_rows(data, a, x, first + of_part * me // team, first + of_part * (me + 1) // team, me)
 
 
 @subroutine(apart=True, fast=frozenset())
@@ -335,6 +336,45 @@ def _exactly() -> Any:
                     pass_3(data, a, x, row, left, first, end, scales)
 
     return direct
+
+
+@subroutine(apart=True, fast=frozenset())
+def _arrange_for_tiles(data: Any, a: Any, out: Any, place: Any, first: Any, step: Any) -> None:
+    """Arrange rows of x as ``_arrange`` does, where tiles of its elements are multiplied."""
+    integer = a.code == INT4 and not a.zeros
+    if not integer and not _exact(a):
+        coded_tiles.pack(data, a, out, first, step)
+    elif _tiled(a):
+        _pack(data, a, out, place, first, step)
+    else:
+        for row in range(first, a.rows, step):
+            source, target = a.x + row * a.x_stride, out + row * a.widened_stride
+            if a.order:
+                _gather(data, a, source, place)
+                source = place
+            if integer:
+                int4.arrange(data, source, target, a.inputs // BLOCK)
+            else:
+                arrange_exact(data, source, target, a.inputs)
+
+
+@subroutine(apart=True)
+def _multiply_by_tiles(data: Any, a: Any, x: Any, output: Any, last: Any, me: Any) -> None:
+    """Compute outputs as ``_multiply`` does, where tiles of elements of x are multiplied."""
+    scratch = a.values + me * CODED_ROWS * a.values_stride
+    if a.code == INT4 and not a.zeros:
+        if last - output < GROUP:
+            narrow_int4(data, a, x, output, last, scratch)
+        else:
+            direct_int4(data, a, x, output, last, scratch)
+    elif _exact(a):
+        _multiply_exact(data, a, x, output, last, scratch)
+    else:
+        coded_tiles.multiply(data, a, x, output, last, scratch)
+
+
+_arrange_rows = by_tiles(_arrange_for_tiles, _arrange)
+_multiply_rows = by_tiles(_multiply_by_tiles, _multiply)
 
 
 @subroutine()
