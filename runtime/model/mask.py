@@ -48,7 +48,9 @@ def splits_of(cache_rows: int, rows: int, most_rows: int) -> int:
     """Return the splits in which ``rows`` rows attend to a cache, where a forward has ``most_rows`` rows at most.
 
     The partial results of all splits then take no more than the results of ``most_rows`` rows in float32
-    (`scratch.attention` in plans/layer_buffers.py). It follows from the plan alone.
+    (`scratch.attention` in plans/layer_buffers.py). It follows from the plan and from how many rows there are: nodes of
+    the trees of all places that a step computes. So it is the same for every step of a shape, whatever lengths are, and
+    with more running sequences there are fewer splits, of more rows each.
     """
     return max(1, min(SPLITS, most_rows // max(1, rows), -(-cache_rows // SPLIT_ROWS)))
 

@@ -20,6 +20,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "cubins.py"
         (100, "plain, int8", 1),
         (90, "heads, int8", 1),
         (120, "product, int8, 60 rows", 1),
+        (80, "gate and up, int8", 1),
     ],
 )
 def test_kernels_compile_within_what_a_program_may_have(

@@ -3,7 +3,7 @@
 A product of few rows reads its weight once: where its outputs alone are too few programs to load all memory channels
 of a GPU, its columns are divided too, and each part's sum is kept in float32. Of the programs that have the same
 outputs the last one to write its part adds up all parts, in their order: which one that is changes no bit. How many
-parts there are follows from the shape of the weight, not from the rows.
+parts there are follows from the shape of the weight, up to FEW_ROWS rows; of more rows nothing is divided.
 
 A product with gates and ups applies the activation itself: a program has the outputs of channels one beside the other,
 gate and up, rounds them as they would be stored, and stores a value for each channel.
