@@ -3,8 +3,8 @@
 A row of x is brought into the order of the numbers once (``decoding``). The sum of each block is multiplied by the
 scale of its group, so that a weight takes a mask, a conversion and a multiply-add. Codes of int4 are multiplied as
 integers, whatever the number of rows is (``int4``). A result has the same bits whatever the number of rows is, and so
-whether its numbers were in memory. Where the processor multiplies tiles of bfloat16 and x is of them, all codes but
-int8 with one scale and int4 without zero points are multiplied by tiles (``coded_tiles``).
+whether its numbers were in memory. Where the processor multiplies tiles of bfloat16 and x is of them, floats and
+int4 with zero points are multiplied by tiles (``coded_tiles``).
 """
 
 from typing import Any
@@ -338,39 +338,28 @@ def _exactly() -> Any:
     return direct
 
 
-@subroutine(apart=True, fast=frozenset())
+@subroutine(types.boolean)
+def _widened(a: Any) -> Any:
+    """Return whether codes of ``a``, a CodedProduct, become bfloat16 for tiles, where tiles are multiplied."""
+    return a.code == FLOAT8 or a.code == FLOAT4 or (a.code == INT4 and a.zeros != 0)
+
+
+@subroutine()
 def _arrange_for_tiles(data: Any, a: Any, out: Any, place: Any, first: Any, step: Any) -> None:
-    """Arrange rows of x as ``_arrange`` does, where tiles of its elements are multiplied."""
-    integer = a.code == INT4 and not a.zeros
-    if not integer and not _exact(a):
+    """Arrange rows of x as ``_arrange`` does, or for tiles."""
+    if _widened(a):
         coded_tiles.pack(data, a, out, first, step)
-    elif _tiled(a):
-        _pack(data, a, out, place, first, step)
     else:
-        for row in range(first, a.rows, step):
-            source, target = a.x + row * a.x_stride, out + row * a.widened_stride
-            if a.order:
-                _gather(data, a, source, place)
-                source = place
-            if integer:
-                int4.arrange(data, source, target, a.inputs // BLOCK)
-            else:
-                arrange_exact(data, source, target, a.inputs)
+        _arrange(data, a, out, place, first, step)
 
 
-@subroutine(apart=True)
+@subroutine()
 def _multiply_by_tiles(data: Any, a: Any, x: Any, output: Any, last: Any, me: Any) -> None:
-    """Compute outputs as ``_multiply`` does, where tiles of elements of x are multiplied."""
-    scratch = a.values + me * CODED_ROWS * a.values_stride
-    if a.code == INT4 and not a.zeros:
-        if last - output < GROUP:
-            narrow_int4(data, a, x, output, last, scratch)
-        else:
-            direct_int4(data, a, x, output, last, scratch)
-    elif _exact(a):
-        _multiply_exact(data, a, x, output, last, scratch)
+    """Compute outputs as ``_multiply`` does, or by tiles."""
+    if _widened(a):
+        coded_tiles.multiply(data, a, x, output, last, a.values + me * CODED_ROWS * a.values_stride)
     else:
-        coded_tiles.multiply(data, a, x, output, last, scratch)
+        _multiply(data, a, x, output, last, me)
 
 
 _arrange_rows = by_tiles(_arrange_for_tiles, _arrange)

@@ -1,8 +1,9 @@
 """Products of bfloat16 with weights in codes by AMX: 16 outputs and 32 columns, a block, a tile; up to 16 rows of x.
 
 Codes become bfloat16 in memory, for 16 outputs and CHUNK blocks at a time, and all rows of x are multiplied with them.
-A code less its zero point is exact: no integer has more than 8 bits, and floats have fewer; these are without a power
-of two, which the scale has instead (``decoding``).
+A code of int4 less its zero point is exact, and so are floats of 8 and 4 bits; these are without a power of two, which
+the scale has instead (``decoding``). Codes of int8, and of int4 without zero points, are multiplied otherwise
+(``coded``), as one row takes less time so.
 
     sum of a span      of number * x, of the blocks of one group, CHUNK blocks at most: in the order of ``tiles.dot``
     dot product        sum of a span * scale of its group, in float32, from the first span to the last
@@ -26,7 +27,6 @@ from runtime.model.kernels.decoding import (
     FLOAT4,
     FLOAT8,
     INT4,
-    INT8,
     block_bytes,
     in_blocks,
     write_factors,
@@ -73,8 +73,6 @@ PASS_BLOCKS = 8
 """Blocks of 16 rows that are multiplied with the same widened codes."""
 WIDTHS = (1, 2, 4, 8, 16)
 """Rows of x that a tile may have."""
-INT8_ZERO = 128
-"""Code of 0 in int8 where a weight has no zero points of its own."""
 WORDS, FLOATS = ir.VectorType(I16, BLOCK), ir.VectorType(F32, 16)
 
 load_codes, load_more_codes, load_x, load_more_x = (load_tile(tile) for tile in (4, 5, 6, 7))
@@ -366,10 +364,6 @@ def widen_blocks(a: Any, codes: Any, zeros: Any, out: Any, blocks: Any, span: An
     """Widen blocks of one output; ``zeros``: address of the zero points of their spans, or 0."""
     if a.code == INT4:
         widen_int4_zeros(codes, zeros, out, blocks, span)
-    elif a.code == INT8 and zeros:
-        widen_int8_zeros(codes, zeros, out, blocks, span)
-    elif a.code == INT8:
-        widen_int8(codes, zeros, out, blocks, blocks)
     elif a.code == FLOAT8:
         widen_float8(codes, zeros, out, blocks, blocks)
     else:
@@ -410,7 +404,7 @@ def _widen(builder: ir.IRBuilder, code: int, codes: Any, out: Any, block: Any, z
     """Widen one block; ``zero``: its zero point as words, or None."""
     source = pointer(builder, builder.add(codes, builder.mul(block, I64(block_bytes(code)))))
     loaded = builder.load(source, typ=ir.VectorType(I8, block_bytes(code)), align=1)
-    words = {INT4: _int4, INT8: _int8, FLOAT8: _float8, FLOAT4: _float4}[code](builder, loaded, zero)
+    words = {INT4: _int4, FLOAT8: _float8, FLOAT4: _float4}[code](builder, loaded, zero)
     target = builder.add(out, builder.mul(block, I64(TILE)))
     builder.store(words, pointer(builder, target), align=4)
 
@@ -454,19 +448,6 @@ def _float4(builder: ir.IRBuilder, packed: Any, _: Any) -> Any:
     return _looked_up(builder, table, _nibbles(builder, packed))
 
 
-def _int8(builder: ir.IRBuilder, octets: Any, zero: Any) -> Any:
-    halves, kind = [], ir.VectorType(I32, 16)
-    for first in (0, 16):
-        own = builder.zext(chosen(builder, octets, range(first, first + 16)), kind)
-        if zero is None:
-            point = ir.Constant(kind, [INT8_ZERO] * 16)
-        else:
-            point = builder.zext(chosen(builder, zero, range(16)), kind)
-        halves.append(builder.bitcast(builder.sitofp(builder.sub(own, point), FLOATS), WORDS))
-    upper = ir.Constant(ir.VectorType(I32, BLOCK), [2 * lane + 1 for lane in range(BLOCK)])
-    return builder.shuffle_vector(*halves, upper)
-
-
 def _float8(builder: ir.IRBuilder, octets: Any, _: Any) -> Any:
     """Return float8_e4m3fn times 2 ** -8, which has exponents from bfloat16's range, also of values below 2 ** -6."""
     words = builder.zext(octets, WORDS)
@@ -478,8 +459,8 @@ def _float8(builder: ir.IRBuilder, octets: Any, _: Any) -> Any:
     return builder.or_(builder.select(is_small, small, normal), sign)
 
 
-widen_int8, widen_float8, widen_float4 = (widener(code) for code in (INT8, FLOAT8, FLOAT4))
-widen_int4_zeros, widen_int8_zeros = (widener(code, zeros=True) for code in (INT4, INT8))
+widen_float8, widen_float4 = widener(FLOAT8), widener(FLOAT4)
+widen_int4_zeros = widener(INT4, zeros=True)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
