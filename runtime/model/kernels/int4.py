@@ -14,16 +14,18 @@ multiplies with codes as they lie in their bytes.
     dot product         sum of a block * (scale of its group * quantum), in float32, from the first block to the last;
                         then scale * zero point of each block * -sum of x
 
-Two blocks lie in the halves of one vector; what is left over of an odd number is in the lower half of one. Where a
-value is not finite, the quantum of its block is NaN. Row of x, of n blocks, as ``arrange`` leaves it:
+Two blocks lie in the halves of one vector, four in one of 512 bits where AVX-512 VNNI multiplies them; what is left
+over is multiplied as two, and the last of an odd number in the lower half. Integers are exact and floats are added in
+one order, so that all processors have the same bits. Where a value is not finite, the quantum of its block is NaN. Row
+of x, of n blocks, as ``arrange`` leaves it:
 
-    96 n bytes     digits: of each two blocks, and of the last alone, the lowest of columns 0 … 15, of 16 … 31, …
+    96 n bytes     digits: of the blocks of one vector the lowest of columns 0 … 15, of 16 … 31, the next digits, …
     int32 [n, 4]   what the lanes of a block's sum begin with: -8 * their integers of x
     float32 [n]    quanta
     float32 [n]    -sum of x, then zeros up to a whole vector
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,11 +58,17 @@ WIDE, HALF = 8, 4
 """Lanes of a sum, and those of one of its two blocks."""
 ZERO = 8
 """Code of 0 where a weight has no zero points of its own."""
+WIDEST = 64
+"""Bytes of a vector of the codes of four blocks."""
+FOURS = has("avx512f", "avx512bw", "avx512vnni")
+"""Whether four blocks are multiplied at once."""
+STEPS = (4, 2, 1) if FOURS else (2, 1)
+"""Blocks that are multiplied at once, from the first on, and of what is left over."""
 INFINITE, LEAST_EXPONENT, BITS = 255, 22, 22
 """Exponent field of values that are not finite; least one that a quantum is taken from; bits of the largest integer."""
 ROUNDING, ROUNDING_BITS = 1.5 * 2**23, 0x4B400000
 """A float32 whose lowest bit is 1, and its bits."""
-BYTES, WORDS, SUMS, FLOATS = (ir.VectorType(kind, count) for kind, count in ((I8, 32), (I16, 16), (I32, 8), (F32, 8)))
+WORDS, FLOATS = ir.VectorType(I16, 16), ir.VectorType(F32, WIDE)
 
 
 # ---- rows of x ----
@@ -73,12 +81,11 @@ def arrange(typing: Any, data: Any, x: Any, out: Any, blocks: Any) -> Any:
 
     def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         _, source, target, count = args
-        whole = builder.sub(count, builder.urem(count, I64(2)))
         begins, quanta, sums = _parts(builder, target, count)
         padded = builder.mul(builder.udiv(builder.add(count, I64(WIDE - 1)), I64(WIDE)), I64(WIDE))
         with cgutils.for_range_slice(builder, count, padded, I64(1), intp=I64) as (block, _):
             builder.store(F32(0), pointer(builder, builder.add(sums, builder.mul(block, I64(4)))), align=4)
-        for step, first, last in ((2, I64(0), whole), (1, whole, count)):
+        for step, first, last in _ranges(builder, count):
             with cgutils.for_range_slice(builder, first, last, I64(step), intp=I64) as (block, _):
                 integers = []
                 for own in (builder.add(block, I64(number)) for number in range(step)):
@@ -101,6 +108,15 @@ def arrange(typing: Any, data: Any, x: Any, out: Any, blocks: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(data, types.int64, types.int64, types.int64), code
+
+
+def _ranges(builder: ir.IRBuilder, blocks: Any) -> Iterator[tuple[int, Any, Any]]:
+    """Yield each number of blocks that are multiplied at once, with the first block and the end of those that are."""
+    first: Any = I64(0)
+    for step in STEPS:
+        last = builder.sub(blocks, builder.urem(blocks, I64(step)))
+        yield step, first, last
+        first = last
 
 
 def _parts(builder: ir.IRBuilder, row: Any, blocks: Any) -> tuple[Any, Any, Any]:
@@ -146,13 +162,16 @@ def _lane_sums(builder: ir.IRBuilder, integers: Any) -> Any:
 
 
 def _digits(builder: ir.IRBuilder, integers: Sequence[Any]) -> list[Any]:
-    """Return the digits of one or two blocks as bytes: the lowest of columns 0 … 15, those of 16 … 31, the next, …"""
+    """Return the digits of a vector of blocks as bytes: the lowest of columns 0 … 15, those of 16 … 31, the next, …"""
     parts, rest = [], list(integers)
     for _ in range(DIGITS):
         lower = [builder.ashr(builder.shl(value, _all_like(value, 24)), _all_like(value, 24)) for value in rest]
         for half in (range(16), range(16, 32)):
             own = [builder.trunc(chosen(builder, value, half), ir.VectorType(I8, 16)) for value in lower]
-            parts.append(own[0] if len(own) == 1 else builder.shuffle_vector(*own, _order(range(32))))
+            while len(own) > 1:
+                lanes = _order(range(2 * own[0].type.count))
+                own = [builder.shuffle_vector(*both, lanes) for both in zip(own[::2], own[1::2], strict=True)]
+            parts += own
         rest = [builder.ashr(builder.sub(a, b), _all_like(a, 8)) for a, b in zip(rest, lower, strict=True)]
     return parts
 
@@ -209,10 +228,13 @@ def sums(
                 total = _block_sums(builder, halves[output], held(builder, digits), step)
                 if not zeros:
                     begin = builder.add(begins, builder.mul(block, I64(4 * HALF)))
-                    total = builder.add(total, _widened_load(builder, begin, SUMS, step, 4))
+                    total = builder.add(total, _loaded(builder, begin, I32, HALF, step, 4))
                 factor = builder.fmul(factors[output], quantum)
-                before = totals[len(next_totals)]
-                next_totals.append(builder.call(fma, [builder.sitofp(total, FLOATS), factor, before]))
+                values, sum_so_far = builder.sitofp(total, factor.type), totals[len(next_totals)]
+                for half in range(0, total.type.count, WIDE):
+                    own = [chosen(builder, some, range(half, half + WIDE)) for some in (values, factor)]
+                    sum_so_far = builder.call(fma, [*own, sum_so_far])
+                next_totals.append(sum_so_far)
         return next_totals
 
     def subtract(block: Any, totals: Sequence[Any]) -> list[Any]:
@@ -226,9 +248,8 @@ def sums(
             for index, total in enumerate(totals)
         ]
 
-    whole = builder.sub(blocks, builder.urem(blocks, I64(2)))
     totals = [ir.Constant(FLOATS, [0.0] * WIDE)] * (rows * outputs)
-    for step, first, end in ((2, I64(0), whole), (1, whole, blocks)):
+    for step, first, end in _ranges(builder, blocks):
         totals = in_blocks(builder, first, end, step, totals, partial(multiply, step))
     if zeros:
         totals = in_blocks(builder, I64(0), blocks, WIDE, totals, subtract)
@@ -236,27 +257,26 @@ def sums(
 
 
 def _splat(builder: ir.IRBuilder, address: Any, step: int) -> Any:
-    """Return the float32 of two blocks, each in all lanes of its half, or of one."""
+    """Return the float32 of some blocks, each in all lanes of its part of a vector."""
+    values = builder.load(pointer(builder, address), typ=ir.VectorType(F32, step), align=4)
     if step == 1:
-        value = builder.load(pointer(builder, address), typ=ir.VectorType(F32, 1), align=4)
-        return chosen(builder, value, [0] * WIDE)
-    pair = builder.load(pointer(builder, address), typ=ir.VectorType(F32, 2), align=4)
-    pairs = chosen(builder, pair, [0, 1] * (WIDE // 2))
+        return chosen(builder, values, [0] * WIDE)
+    if step == 4:
+        return chosen(builder, values, [block for block in range(step) for _ in range(HALF)])
+    pairs = chosen(builder, values, [0, 1] * (WIDE // 2))
     # held: LLVM would load the pair alone, and move it to both halves by two instructions
     return chosen(builder, held(builder, pairs), [0] * HALF + [HALF + 1] * HALF)
 
 
 def _bytes(builder: ir.IRBuilder, address: Any, step: int) -> Any:
-    """Return the bytes of two blocks, or of one with zeros behind them."""
-    return _widened_load(builder, address, BYTES, step, 1)
+    """Return the bytes of some blocks."""
+    return _loaded(builder, address, I8, BLOCK_BYTES, step, 1)
 
 
-def _widened_load(builder: ir.IRBuilder, address: Any, kind: Any, step: int, align: int) -> Any:
-    """Return a vector in memory; its lower half, and zeros, where ``step`` is 1."""
-    if step == 2:
-        return builder.load(pointer(builder, address), typ=kind, align=align)
-    half = ir.VectorType(kind.element, kind.count // 2)
-    return _extended(builder, builder.load(pointer(builder, address), typ=half, align=align), kind.count)
+def _loaded(builder: ir.IRBuilder, address: Any, kind: ir.Type, count: int, step: int, align: int) -> Any:
+    """Return ``count`` numbers in memory of each of ``step`` blocks as a vector; of one with zeros behind them."""
+    values = builder.load(pointer(builder, address), typ=ir.VectorType(kind, count * step), align=align)
+    return _extended(builder, values, count * max(step, 2))
 
 
 def _extended(builder: ir.IRBuilder, values: Any, lanes: int) -> Any:
@@ -268,30 +288,47 @@ def _extended(builder: ir.IRBuilder, values: Any, lanes: int) -> Any:
 
 
 def _codes(builder: ir.IRBuilder, packed: Any) -> tuple[Any, Any]:
-    """Return the codes of columns 0 … 15, and of 16 … 31, of two blocks."""
-    moved = builder.lshr(builder.bitcast(packed, WORDS), ir.Constant(WORDS, [4] * 16))
-    mask = ir.Constant(BYTES, [15] * 32)
-    return builder.and_(packed, mask), builder.and_(builder.bitcast(moved, BYTES), mask)
+    """Return the codes of columns 0 … 15, and of 16 … 31, of some blocks."""
+    words = ir.VectorType(I16, packed.type.count // 2)
+    moved = builder.bitcast(
+        builder.lshr(builder.bitcast(packed, words), ir.Constant(words, [4] * words.count)), packed.type
+    )
+    mask = ir.Constant(packed.type, [15] * packed.type.count)
+    return builder.and_(packed, mask), builder.and_(moved, mask)
 
 
 def _block_sums(builder: ir.IRBuilder, halves: tuple[Any, Any], digits: Any, step: int) -> Any:
-    """Return the sums of code * integer of two blocks, int32 [WIDE]."""
-    of_digits = []
-    for digit in range(DIGITS):
-        own = []
-        for number, codes in enumerate(halves):
-            place = builder.add(digits, I64(BLOCK_BYTES * step * (2 * digit + number)))
-            own.append(_byte_pairs(builder, codes, _bytes(builder, place, step)))
-        of_digits.append(builder.add(*own))  # of four products less than 2 ** 11 each
-    lowest, middle, highest = of_digits
+    """Return the sums of code * integer of some blocks, int32 [HALF] of each."""
+    places = [builder.add(digits, I64(BLOCK_BYTES * step * number)) for number in range(2 * DIGITS)]
+    bytes_of = [_bytes(builder, place, step) for place in places]
+    of_digits = [(bytes_of[2 * digit], bytes_of[2 * digit + 1]) for digit in range(DIGITS)]
+    if step == 4:
+        lowest, middle, highest = (_quad_sums(builder, halves, own) for own in of_digits)
+        eight = ir.Constant(lowest.type, [8] * lowest.type.count)
+        upper = builder.add(builder.shl(highest, eight), middle)
+        return builder.add(builder.shl(upper, eight), lowest)
+    lowest, middle, highest = (  # of four products less than 2 ** 11 each
+        builder.add(*(_byte_pairs(builder, *both) for both in zip(halves, own, strict=True))) for own in of_digits
+    )
     upper = builder.add(_word_pairs(builder, highest, 256), _word_pairs(builder, middle, 1))
-    return builder.add(builder.shl(upper, ir.Constant(SUMS, [8] * WIDE)), _word_pairs(builder, lowest, 1))
+    lower = _word_pairs(builder, lowest, 1)
+    return builder.add(builder.shl(upper, ir.Constant(upper.type, [8] * WIDE)), lower)
+
+
+def _quad_sums(builder: ir.IRBuilder, halves: tuple[Any, Any], digits: tuple[Any, Any]) -> Any:
+    """Return the sums of four neighbouring products of a code and a digit, of both halves: int32 [16]."""
+    sums, octets = ir.VectorType(I32, WIDEST // 4), ir.VectorType(I8, WIDEST)
+    multiply = function(builder, sums, [sums, octets, octets], "llvm.x86.avx512.vpdpbusd.512")
+    total = ir.Constant(sums, None)
+    for codes, own in zip(halves, digits, strict=True):
+        total = builder.call(multiply, [total, codes, own])
+    return total
 
 
 def _byte_pairs(builder: ir.IRBuilder, codes: Any, digits: Any) -> Any:
     """Return the sums of two neighbouring products of a code, without a sign, and a digit, with one: int16 [16]."""
     if has("avx2"):
-        multiply = function(builder, WORDS, [BYTES, BYTES], "llvm.x86.avx2.pmadd.ub.sw")
+        multiply = function(builder, WORDS, [codes.type, digits.type], "llvm.x86.avx2.pmadd.ub.sw")
         return builder.call(multiply, [codes, digits])
     wide = ir.VectorType(I16, 32)
     products = builder.mul(builder.zext(codes, wide), builder.sext(digits, wide))
@@ -300,8 +337,9 @@ def _byte_pairs(builder: ir.IRBuilder, codes: Any, digits: Any) -> Any:
 
 def _word_pairs(builder: ir.IRBuilder, words: Any, factor: int) -> Any:
     """Return the sums of two neighbouring words times ``factor``: int32 [8]."""
+    sums = ir.VectorType(I32, WIDE)
     if has("avx2"):
-        multiply = function(builder, SUMS, [WORDS, WORDS], "llvm.x86.avx2.pmadd.wd")
+        multiply = function(builder, sums, [WORDS, WORDS], "llvm.x86.avx2.pmadd.wd")
         return builder.call(multiply, [words, ir.Constant(WORDS, [factor] * 16)])
     wide = ir.VectorType(I32, 16)
     products = builder.mul(builder.sext(words, wide), ir.Constant(wide, [factor] * 16))
