@@ -5,6 +5,7 @@ import pytest
 
 from planner.commands.options import parse_gap
 from planner.solver.past_limit import past_limit
+from plans.acceptance import PPM
 
 
 @pytest.mark.parametrize(
@@ -16,7 +17,7 @@ def test_the_gap_that_a_refusal_names_is_accepted_by_the_command_and_more_than_b
     found = re.search(r"--gap (\S+%), or search longer", past_limit(reached, accepted_ppm))
     assert found is not None
     gap = click.Option(["--gap"])
-    assert parse_gap(click.Context(click.Command("build")), gap, found[1]) > max(reached * 10**6, accepted_ppm)
+    assert parse_gap(click.Context(click.Command("build")), gap, found[1]) > max(reached, accepted_ppm / PPM)
 
 
 def test_a_refusal_names_no_gap_that_would_say_nothing() -> None:
