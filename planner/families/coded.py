@@ -68,6 +68,11 @@ def with_codes(
         recipe.require_layers({name.rpartition(".")[0] for name in names}, others)
     head = None if reading.model.tied_head else layers.stored(reading.roles["head.weight"])
     roles, model = replaced(reading.roles, reading.model, layers.stored, head, where)
+    if all(source.stored is None for source in roles.values()):
+        raise ConfigError(
+            f"{where}: found settings of a quantizer that name no linear layer of the model, expected at least one: "
+            "remove them if all weights are plain"
+        )
     return dataclasses.replace(reading, roles=roles, model=model)
 
 

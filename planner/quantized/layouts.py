@@ -45,6 +45,7 @@ class Awq:
     """AWQ, transposed: codes [in, out / 8] and zero points [groups, out / 8] in words of an order of their own."""
 
     words: ClassVar[str] = "transposed, packed in words of 32 bits"
+    bits: ClassVar[int] = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

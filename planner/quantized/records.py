@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar, get_args
 
 from planner.errors import ConfigError
-from planner.quantized.layouts import Layout
+from planner.quantized.layouts import Awq, Gptq, Layout
 from plans.dtypes import HEADER_NAMES
 from plans.quantized import BLOCK, SCALE_NAMES, code_bytes, groups, held_columns, is_half, share_format
 from plans.ranges import Ranges, length
@@ -186,7 +186,16 @@ def check(stored: Stored, where: str) -> Stored:
         raise ConfigError(f"{name}: found {stored.columns} columns, expected a multiple of group_size {form.group}")
     if form.group is not None and form.group % BLOCK:
         raise ConfigError(f"{name}: found group_size {form.group}, expected a multiple of {BLOCK}")
+    if isinstance(stored.layout, Awq | Gptq):
+        _require_words(stored, 32 // stored.layout.bits, name)
     return stored
+
+
+def _require_words(stored: Stored, codes: int, name: str) -> None:
+    """Raise ConfigError where rows, whose zero points are in words of so many, or columns are no whole words."""
+    for size, axis in ((stored.out, "rows"), (stored.columns, "columns")):
+        if size % codes:
+            raise ConfigError(f"{name}: found {size} {axis}, expected a multiple of {codes}, whole words of 32 bits")
 
 
 class Recipe(Protocol):

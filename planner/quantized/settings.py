@@ -106,14 +106,18 @@ class Pattern:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Names:
-    """Names of layers, or beginnings or ends of them: whole words between dots; a star stands for any part."""
+    """Names of layers, or beginnings or ends of them: whole words between dots; a star stands for any part.
+
+    ``layers.0.`` and ``.gate``, by which programs that look for parts of names tell words, are these words.
+    """
 
     expression: "re.Pattern[str]"
 
     @classmethod
     def read(cls, *names: str) -> "Names":
         """Compile a list of names, which may be empty."""
-        either = "|".join(".*".join(re.escape(part) for part in name.split("*")) for name in names) or "(?!)"
+        words = [name.strip(".") for name in names]
+        either = "|".join(".*".join(re.escape(part) for part in name.split("*")) for name in words if name) or "(?!)"
         return cls(expression=re.compile(rf"(?:^|\.)(?:{either})(?:\.|$)"))
 
     def have(self, module: str) -> bool:

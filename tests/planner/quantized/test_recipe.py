@@ -1,6 +1,7 @@
 """Configs of quantized layers: which layers have codes, and what is refused, with the path of the datum."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,14 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from planner.errors import ConfigError
+from planner.families import load_base
 from planner.quantized import Recipe, read_recipe
 from planner.quantized.layouts import Gptq
 from planner.quantized.records import check
 from planner.report.models import model_line
 from plans.schema import WeightFormat
 from tests.plan_factory import make_model, make_plan, whole_group
+from tests.planner.tiny_checkpoints import bare, config_of
 
 UP = "model.layers.0.mlp.up_proj"
 WHERE = "config.json: quantization_config"
@@ -67,6 +70,8 @@ def code(recipe: Recipe, module: str) -> str | None:
         (compressed(ignore=["lm_head", "re:.*self_attn.*"]), "model.layers.0.self_attn.q_proj", UP),
         (compressed(ignore=["model.layers.0.mlp.up_proj"]), "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"),
         (compressed(group={"targets": ["re:.*mlp.*"]}), "model.layers.0.self_attn.q_proj", UP),
+        (FP8 | {"modules_to_not_convert": ["model.layers.1."]}, "model.layers.1.mlp.up_proj", "model.layers.10.mlp.o"),
+        (AWQ | {"modules_to_not_convert": [".gate", ""]}, "model.layers.1.mlp.gate", "model.layers.1.mlp.gate_proj"),
         (
             {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ["model.layers.0*", "lm_head"]},
             "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj",
@@ -309,12 +314,31 @@ def test_an_expression_that_takes_forever_is_refused() -> None:
         (AWQ, 192, "found 192 columns, expected a multiple of group_size 128"),
         (GPTQ | {"group_size": 48}, 96, "found group_size 48, expected a multiple of 32"),
         (GPTQ | {"group_size": -1}, 72, "found 72 columns, expected a multiple of 32 at 4 bits"),
+        (GPTQ | {"group_size": -1, "bits": 8}, 70, "found 70 columns, expected a multiple of 4, whole words of 32"),
     ],
 )
 def test_sizes_that_a_format_cannot_have(config: dict[str, Any], columns: int, problem: str) -> None:
     stored = read(config).stored("model.layers.0.mlp.up_proj", 64, columns, "float16")
     assert stored is not None
     with pytest.raises(ConfigError, match=problem):
+        check(stored, "config.json")
+
+
+@pytest.mark.parametrize(
+    "settings", [compressed(group={"targets": ["LlamaMLP"]}), {"quant_method": "mxfp4"}, compressed(ignore=["Linear"])]
+)
+def test_settings_that_name_no_layer_are_refused(settings: Any, tmp_path: Path) -> None:
+    """A config alone would be planned with plain weights."""
+    config = config_of("llama").to_dict() | {"quantization_config": settings}
+    with pytest.raises(ConfigError, match=r"config\.json: found settings of a quantizer that name no linear layer of"):
+        load_base(bare(tmp_path, config))
+
+
+@pytest.mark.parametrize("config", [AWQ, GPTQ | {"lm_head": True}])
+def test_rows_are_whole_words(config: dict[str, Any]) -> None:
+    stored = read(config).stored("model.layers.0.mlp.up_proj", 100, 256, "float16")
+    assert stored is not None
+    with pytest.raises(ConfigError, match="up_proj: found 100 rows, expected a multiple of 8, whole words of 32 bits"):
         check(stored, "config.json")
 
 
