@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from planner.checkpoints.formats import MOST_SIDE_BYTES, OF_MODELOPT
 from planner.directory_lock import LOCK, held
 from planner.errors import CheckpointError, OutputError
 from planner.families import BaseInput, DraftInput
@@ -29,7 +30,9 @@ TOKENIZER_FILES = {
     "chat_template.jinja": 1 << 20,
     "generation_config.json": 1 << 20,
 }
-"""Files that are copied from the directory of the base model, with the most bytes of each."""
+"""Files with words and settings of tokenizers, with the most bytes of each."""
+COPIED_FILES = {**TOKENIZER_FILES, OF_MODELOPT: MOST_SIDE_BYTES}
+"""Files that are copied from the directory of the base model."""
 DRAFT_DIRECTORY = "draft"
 BASE_CONFIG, DRAFT_CONFIG = "config.json", f"{DRAFT_DIRECTORY}/config.json"
 """The configs that were planned, from which a plan can be solved again."""
@@ -65,7 +68,7 @@ def _write(directory: Path, text: bytes, files: dict[str, bytes], *, drafts: boo
         durable.write_synced(_temporary(plan_file), text)
     if drafts:
         (directory / DRAFT_DIRECTORY).mkdir(exist_ok=True)
-    _remove(directory / name for name in (*TOKENIZER_FILES, DRAFT_CONFIG, ACCEPTANCE) if name not in files)
+    _remove(directory / name for name in (*COPIED_FILES, DRAFT_CONFIG, ACCEPTANCE) if name not in files)
     if not drafts and (directory / DRAFT_DIRECTORY).is_dir():
         (directory / DRAFT_DIRECTORY).rmdir()
     for name, content in files.items():
@@ -111,9 +114,12 @@ def draft_config(directory: Path) -> Path:
 
 def _files_beside(base: BaseInput, draft: DraftInput | None) -> dict[str, bytes]:
     """Return the contents of the files beside ``plan.yaml``, by their names; raise CheckpointError."""
-    source = base.checkpoint.config_file.parent
+    config_file = base.checkpoint.config_file
+    source = config_file.parent
     files: dict[str, bytes] = {}
-    for name, most in TOKENIZER_FILES.items():
+    for name, most in COPIED_FILES.items():
+        if name == OF_MODELOPT and config_file.name != BASE_CONFIG:
+            continue  # not read there, as it would be beside the plan
         try:
             files[name] = read_inside(source, name, most)
         except FileNotFoundError:

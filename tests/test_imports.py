@@ -49,7 +49,9 @@ ROOMS = {
     },
     "planner.emit": {"planner.costs", "planner.problem", "planner.solver"},
     "planner.exports": {"planner.errors", "planner.problem"},
-    "planner.plan_directory": {"planner.errors", "planner.directory_lock", "planner.families"},
+    "planner.plan_directory": {
+        *("planner.errors", "planner.directory_lock", "planner.checkpoints", "planner.families")
+    },
     "planner.build": {
         *("planner.errors", "planner.costs", "planner.families", "planner.problem", "planner.solver"),
         *("planner.request", "planner.formulations", "planner.enough_hosts", "planner.longest_context", "planner.emit"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from planner.checkpoints.checkpoint import INDEX, located
 from planner.checkpoints.header import stamp
-from planner.plan_directory import BASE_CONFIG, TOKENIZER_FILES
+from planner.plan_directory import BASE_CONFIG, COPIED_FILES
 from plans.acceptance import ACCEPTANCE
 from plans.artifact import LAYOUT_VERSION
 from plans.codec import encode
@@ -18,7 +18,7 @@ from plans.strict_yaml import MAX_DOCUMENT_BYTES
 
 PATTERNS = ("**/*.safetensors", "pytorch_model*.bin")
 """Files of tensors that a checkpoint may have."""
-BESIDE_A_CONFIG = (ACCEPTANCE, *TOKENIZER_FILES)
+BESIDE_A_CONFIG = (ACCEPTANCE, *COPIED_FILES)
 """Files beside a config that are read too, also where the config alone was given."""
 SOURCES = ("planner/**/*.py", "planner/hardware/*.yaml", "planner/speculation/profiles/*.yaml", "plans/**/*.py")
 """Files that plan and compile."""

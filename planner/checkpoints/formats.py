@@ -20,10 +20,12 @@ from plans.files import read_inside
 from plans.format import quote
 
 BEFORE_QUANTIZATION = "quantized weights are not read here: give the checkpoint before quantization"
+OF_MODELOPT = "hf_quant_config.json"
+"""File beside a config in which ModelOpt has the settings of its quantizer."""
 MOST_SIDE_BYTES = 12 << 20
 
 _SIDE_FILES = {
-    "hf_quant_config.json": "ModelOpt",
+    OF_MODELOPT: "ModelOpt",
     "quant_config.json": "AWQ",
     "quantize_config.json": "GPTQ",
     "quant_strategy.json": "EXL2 or EXL3",
@@ -101,7 +103,7 @@ def quantizer_settings(
             continue
         if method != "modelopt" or settings.get("quant_algo") == "FP8":
             return {**settings, "quant_method": method}, f"{config_file}: {key}"
-    file = config_file.with_name("hf_quant_config.json")
+    file = config_file.with_name(OF_MODELOPT)
     if "quantization_config" not in config and config_file.name == "config.json" and file.is_file():
         settings = _of_modelopt(file)
         if "modelopt" in methods and settings.get("quant_algo") == "FP8":

@@ -22,12 +22,14 @@ from plans.slots import device_slots
 from plans.weights import held
 from tests.plan_factory import make_plan, whole_group
 from tests.planner.quantized.checkpoints import METHODS, compiled, quantized
-from tests.planner.tiny_checkpoints import saved
+from tests.planner.tiny_checkpoints import bare, config_of, saved
 
 SIZES = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 32,
 }  # fmt: skip
+DEVICES = [{"id": f"c{number}", "type": "cpu", "memory": "64 MiB", "bandwidth": "10 GB/s"} for number in range(2)]
+HOSTS = {"hosts": [{"name": "h", "links": {"class": "shm"}, "devices": DEVICES}]}
 
 
 def run(*arguments: object) -> str:
@@ -40,9 +42,7 @@ def run(*arguments: object) -> str:
 def test_a_plan_is_solved_again_from_its_config_and_compiled_once(method: str, tmp_path: Path) -> None:
     """The config says float32; scales are float16 or bfloat16, which the headers tell alone, and then the plan."""
     coded, _ = quantized(saved(tmp_path / "base", **SIZES), tmp_path, method)
-    devices = [{"id": f"c{number}", "type": "cpu", "memory": "64 MiB", "bandwidth": "10 GB/s"} for number in range(2)]
-    hosts = {"hosts": [{"name": "h", "links": {"class": "shm"}, "devices": devices}]}
-    (tmp_path / "inventory.yaml").write_text(json.dumps(hosts))
+    (tmp_path / "inventory.yaml").write_text(json.dumps(HOSTS))
     directory = tmp_path / "plan"
     run("build", "--gpus", tmp_path / "inventory.yaml", "--model", coded, "--context", "64", "--out", directory)
     assert "clean" in run("check", directory)
@@ -62,6 +62,22 @@ def test_a_plan_is_solved_again_from_its_config_and_compiled_once(method: str, t
         (directory / "moved" / file).write_bytes((directory / file).read_bytes())
     bare = run("show", directory / "moved", "--slot", "layers.1.o.scales")
     assert "scales of model.layers.1.self_attn.o_proj" in bare
+
+
+def test_settings_beside_a_config_are_copied_beside_the_plan(tmp_path: Path) -> None:
+    """ModelOpt has them in a file of its own, without which the config would be that of a plain model."""
+    settings = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}
+    config = bare(tmp_path / "model", config_of("llama", **SIZES).to_dict())
+    config.with_name("hf_quant_config.json").write_text(json.dumps(settings))
+    (tmp_path / "other.json").write_bytes(config.read_bytes())
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(settings))
+    (tmp_path / "inventory.yaml").write_text(json.dumps(HOSTS))
+    for model, code in ((config, "float8_e4m3fn"), (tmp_path / "other.json", None)):
+        out = tmp_path / f"plan-{code}"
+        run("build", "--gpus", tmp_path / "inventory.yaml", "--model", model, "--context", "64", "--out", out)
+        form = codec.load(out).model.layers[0].mlp.down_format
+        assert (form and form.code) == code
+        assert "clean" in run("check", out)
 
 
 def test_a_plan_of_a_config_alone_may_have_other_scales_than_the_checkpoint(tmp_path: Path) -> None:
