@@ -50,7 +50,10 @@ ROOMS = {
     "planner.emit": {"planner.costs", "planner.problem", "planner.solver"},
     "planner.exports": {"planner.errors", "planner.problem"},
     "planner.plan_directory": {
-        *("planner.errors", "planner.directory_lock", "planner.checkpoints", "planner.families")
+        "planner.errors",
+        "planner.directory_lock",
+        "planner.checkpoints",
+        "planner.families",
     },
     "planner.build": {
         *("planner.errors", "planner.costs", "planner.families", "planner.problem", "planner.solver"),
