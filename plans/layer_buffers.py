@@ -229,9 +229,10 @@ def _converted(common: Layers, share: KvShare, heads: int, cache: tuple[int, ...
     if options.kv_dtype == options.dtype:
         return ()
     _, sequences, seen, both, dims = cache
+    whole = share.parts == 1 or share.axis in ("heads", "batch")
+    if whole and options.kv_dtype in ("int8", "float8_e4m3fn"):
+        return ()  # kernels read and write codes in registers
     if options.kv_dtype == "int8":
-        if share.parts == 1 or share.axis in ("heads", "batch"):
-            return ()  # kernels read and write codes in registers
         # keys and values that are written, in float32, their codes and scales: model.kv_codes.encoded
         shape = (rows, both, 2 * dims + KV_SCALE_BYTES)
         return (Buffer(name=f"{prefix}scratch.stored", term="buffers", dtype="float32", shape=shape),)

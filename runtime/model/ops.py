@@ -52,8 +52,8 @@ EXCHANGE = "exchange"
 """Kernel of messages through shared memory, which only ranks that share some need."""
 CODED = "coded"
 """Kernel of products with quantized weights."""
-ATTEND_INT8 = "attend_int8"
-"""Kernel of attention to a KV cache in int8."""
+ATTEND_8_BITS = {torch.int8: "attend_int8", torch.float8_e4m3fn: "attend_float8"}
+"""Kernels of attention to a KV cache of 8 bits, by its dtype."""
 # a named tuple's __new__ takes fields by name in half of the time that its class does, which makes a dict of them first
 _product, _grouped = partial(Product.__new__, Product), partial(GroupedProduct.__new__, GroupedProduct)
 _norm, _gated = partial(Norm.__new__, Norm), partial(Gated.__new__, Gated)
@@ -71,7 +71,8 @@ def prepare(
     ``codes``: that too which only models with quantized weights need. ``kv_dtype``: of the KV cache; None: ``dtype``.
     ``report``: called with a phase before each kernel that is compiled.
     """
-    left = {EXCHANGE} | ({CODED} if not codes else set()) | ({ATTEND_INT8} if kv_dtype != "int8" else set())
+    others = {kernel for kept, kernel in ATTEND_8_BITS.items() if str(kept) != f"torch.{kv_dtype}"}
+    left = {EXCHANGE} | ({CODED} if not codes else set()) | others
     kernels = [kernel for kernel in code.KERNELS if kernel not in left]
     missing = [kernel for kernel in kernels if not code.is_kept(kernel, dtype)]
     for kernel in kernels:
@@ -412,8 +413,8 @@ def merge_parts(parts: Tensor, out: Tensor, columns: tuple[int, int], sinks: Ten
 
 
 def attends(qkv: Tensor, cache: Tensor) -> bool:
-    """Return whether ``attend`` applies: on a CPU whose KV cache has the dtype of the activations, or is in int8."""
-    return is_cpu(qkv) and cache.dtype in (qkv.dtype, torch.int8)
+    """Return whether ``attend`` applies: on a CPU whose KV cache has the dtype of the activations, or 8 bits."""
+    return is_cpu(qkv) and cache.dtype in (qkv.dtype, *ATTEND_8_BITS)
 
 
 def attend(
@@ -476,7 +477,7 @@ def attend(
         sinks=0 if sinks is None else sinks.data_ptr(),
     )
     _run(
-        ATTEND_INT8 if cache.dtype == torch.int8 else "attend",
+        ATTEND_8_BITS.get(cache.dtype, "attend"),
         qkv.dtype,
         2 * rows * query_heads * columns * head_dim,
         call,
@@ -494,9 +495,9 @@ def _parallel() -> Callable[..., None]:
     return parallel
 
 
-def attend_int8_address(dtype: torch.dtype) -> int:
-    """Return the address of the code of the kernel ``attend_int8``, which layers with a cache of codes call."""
-    return code.address(ATTEND_INT8, dtype)
+def attend_8_bits_address(dtype: torch.dtype, kv_dtype: torch.dtype) -> int:
+    """Return the address of the code of the kernel that layers with a cache of 8 bits call; 0 for other caches."""
+    return code.address(ATTEND_8_BITS[kv_dtype], dtype) if kv_dtype in ATTEND_8_BITS else 0
 
 
 def coded_address(dtype: torch.dtype) -> int:

@@ -39,7 +39,7 @@ Block = LayerBlock | Eagle3Layer
 
 
 def are_whole(layers: Sequence[Block], caches: Sequence[Tensor]) -> bool:
-    """Return whether ``WholeLayers`` applies: on a CPU, with whole heads in a cache of the activations' dtype or int8.
+    """Return whether ``WholeLayers`` applies: on a CPU, whole heads, a cache of the activations' dtype or of 8 bits.
 
     MLPs are gated by silu, and this device has channels of them; only q, k and v have biases. Norms are of inputs, and
     of heads one by one, without an offset. An EAGLE-3 head has one layer.
@@ -164,7 +164,7 @@ class WholeLayers:
                 widened_per_thread=packs,
                 values=at["values"] if self._coded else 0, values_stride=4 * (self._inputs + ops.PADDING),
                 coded=ops.coded_address(self._dtype) if self._coded else 0,
-                attend_int8=ops.attend_int8_address(self._dtype) if cache.dtype == torch.int8 else 0,
+                attend_8_bits=ops.attend_8_bits_address(self._dtype, cache.dtype),
                 cosines=table.data_ptr(), sines_offset=size * table.stride(0),
                 first_sequence=first, first_seen=start,
                 written_index=0 if isinstance(written, slice) else written.data_ptr(),
@@ -245,7 +245,7 @@ def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:
         kind = torch.float32 if name == "factors" else dtype
         assert tensor is None or (tensor.shape == expected[name] and tensor.dtype == kind and tensor.is_cpu)
     assert (inputs, heads % own.kv_heads) == (2 * hidden if isinstance(block, Eagle3Layer) else hidden, 0)
-    assert cache.dtype in (dtype, torch.int8)
+    assert cache.dtype in (dtype, *ops.ATTEND_8_BITS)
     assert cache.shape[2:] == (2 * own.kv_heads, stored_dims(cache.dtype, own.head_dim))
     assert (own.q_norm is None) == (own.k_norm is None)
     at = {name: 0 if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()}

@@ -317,8 +317,8 @@ class Forward(NamedTuple):
     values_stride: int
     coded: int
     """Address of the code of the kernel ``coded``, or 0."""
-    attend_int8: int
-    """Address of the code of the kernel ``attend_int8``, where caches are of codes, or 0."""
+    attend_8_bits: int
+    """Address of the code of the kernel ``attend_int8`` or ``attend_float8``, where caches are of 8 bits, or 0."""
     cosines: int
     sines_offset: int
     first_sequence: int

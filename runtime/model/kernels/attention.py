@@ -6,8 +6,8 @@ last of them. Scores are computed in ``attend_scores``, their softmax by ``softm
 ``attend_values``; each is the same for an item alone and beside others.
 
 ``kept``, beside the kernel's pointer ``data``, stands for the elements of the cache: those of activations, or codes
-(``kv_codes``), which are widened in registers. The score of a key in codes is multiplied with its scale, and so is the
-weight of a value.
+(``kv_codes``), or float8_e4m3fn, which are widened in registers. The score of a key in codes is multiplied with its
+scale, and so is the weight of a value.
 """
 
 from typing import Any
@@ -35,9 +35,11 @@ from runtime.model.kernels.elements import (
     exp,
     floats,
     in_codes,
+    in_float8,
     in_tiles,
     itemsize,
     numbers,
+    octets,
     put,
     reserved,
     wide,
@@ -70,6 +72,15 @@ def attend_int8(data: Any) -> None:
     """Do what ``attend`` does, with a cache of codes; arguments: ``Attend``."""
     a = attend_arguments(data)
     me, team, kept = np.int64(thread()), np.int64(threads()), codes(a.seen)
+    rotate_and_write(data, kept, a, me, team)
+    barrier()
+    attend_all(data, kept, a, me, team)
+
+
+def attend_float8(data: Any) -> None:
+    """Do what ``attend`` does, with a cache in float8_e4m3fn; arguments: ``Attend``."""
+    a = attend_arguments(data)
+    me, team, kept = np.int64(thread()), np.int64(threads()), octets(a.seen)
     rotate_and_write(data, kept, a, me, team)
     barrier()
     attend_all(data, kept, a, me, team)
@@ -130,6 +141,8 @@ def _rotate_and_write(data: Any, kept: Any, a: Any, row: Any) -> None:
         for head in range(2 * a.kv_heads):
             computed = source + (a.query_heads + head) * head_bytes
             _encode(data, computed, target + head * cached_bytes(kept, a.head_dim), a.head_dim)
+    elif in_float8(kept):
+        _round(data, source + a.query_heads * head_bytes, target, 2 * a.kv_heads * a.head_dim)
     else:
         stored, values = elements(data, target), elements(data, source + a.query_heads * head_bytes)
         for i in range(2 * a.kv_heads * a.head_dim):
@@ -155,6 +168,14 @@ def _encode(data: Any, source: Any, target: Any, head_dim: Any) -> None:
             near = min(max(wide(x[i]) / unit, F(-127)), F(127))
             code[i] = np.int8(np.int32((near + F(ROUNDING)) - F(ROUNDING)))
         scale[0] = unit
+
+
+@subroutine(apart=True, fast=frozenset())
+def _round(data: Any, source: Any, target: Any, count: Any) -> None:
+    """Write ``count`` elements as float8_e4m3fn, clamped to 448, as ``layers.store`` does."""
+    x, stored = elements(data, source), octets(target)
+    for i in range(count):
+        put(stored, i, wide(x[i]))
 
 
 @subroutine()

@@ -41,6 +41,7 @@ KERNELS: Mapping[str, str] = {
     "top": "rowwise",
     "attend": "attention",
     "attend_int8": "attention",
+    "attend_float8": "attention",
     "exchange": "exchange",
     "layer": "layer",
 }

@@ -56,6 +56,8 @@ ELEMENTS = {
 """The element type that stands for each dtype."""
 CODE = types.int8
 """The element type of a KV cache in codes."""
+FLOAT8 = types.uint8
+"""The element type of a KV cache in float8_e4m3fn, which has no scales."""
 
 
 # ---- LLVM builders, used by intrinsics here and by the inner loops ----
@@ -71,6 +73,8 @@ def widened(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
         return value
     if element == CODE:
         return builder.sitofp(value, like(F32))
+    if element == FLOAT8:
+        return _from_float8(builder, value, like)
     if element == types.int16:
         return builder.fpext(builder.bitcast(value, like(ir.HalfType())), like(F32))
     bits = builder.zext(value, like(I32))
@@ -92,6 +96,8 @@ def narrowed(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
         return value
     if element == types.int16:
         return builder.bitcast(builder.fptrunc(value, like(ir.HalfType())), like(I16))
+    if element == FLOAT8:
+        return _to_float8(builder, value, like)
     bits = builder.bitcast(value, like(I32))
     odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
     rounded = builder.add(builder.add(bits, constant(0x7FFF)), odd)
@@ -100,9 +106,47 @@ def narrowed(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
     return builder.trunc(builder.lshr(chosen, constant(16)), like(I16))
 
 
+def _constant(kind: ir.Type, number: float) -> Any:
+    return ir.Constant(kind, [number] * kind.count if isinstance(kind, ir.VectorType) else number)
+
+
+def _from_float8(builder: ir.IRBuilder, value: Any, like: Any) -> Any:
+    """Convert float8_e4m3fn to float32, by way of float16, whose exponents are 8 more with the same bits.
+
+    Bits of which all but the sign are set are the NaN: one more in the lowest carries to the exponent's highest.
+    """
+    words = like(I16)
+    moved = builder.shl(builder.sext(value, words), _constant(words, 7))
+    bits = builder.and_(moved, _constant(words, 0xBFFF))
+    carry = builder.and_(builder.add(bits, _constant(words, 0x80)), _constant(words, 0x4000))
+    half = builder.bitcast(builder.or_(bits, carry), like(ir.HalfType()))
+    return builder.fmul(builder.fpext(half, like(F32)), _constant(like(F32), 256.0))
+
+
+def _to_float8(builder: ir.IRBuilder, value: Any, like: Any) -> Any:
+    """Convert float32 to float8_e4m3fn, clamped to 448, rounded to nearest, ties to even; NaN stays.
+
+    Below 2 ** -6, where float8 has steps of 2 ** -9, the sum with 2 ** 14 is rounded to them by the addition.
+    """
+    words = like(I32)
+    bits = builder.bitcast(value, words)
+    sign = builder.and_(builder.lshr(bits, _constant(words, 24)), _constant(words, 0x80))
+    size = builder.and_(bits, _constant(words, 0x7FFFFFFF))
+    most = _constant(words, 0x43E00000)
+    kept = builder.select(builder.icmp_unsigned("<", size, most), size, most)
+    summed = builder.fadd(builder.bitcast(kept, like(F32)), _constant(like(F32), 16384.0))
+    small = builder.sub(builder.bitcast(summed, words), _constant(words, 141 << 23))
+    odd = builder.and_(builder.lshr(kept, _constant(words, 20)), _constant(words, 1))
+    rounded = builder.add(builder.sub(kept, _constant(words, (120 << 23) - 0x7FFFF)), odd)
+    large = builder.lshr(rounded, _constant(words, 20))
+    code = builder.select(builder.icmp_unsigned("<", kept, _constant(words, 121 << 23)), small, large)
+    code = builder.select(builder.icmp_unsigned(">", size, _constant(words, 0x7F800000)), _constant(words, 0x7F), code)
+    return builder.trunc(builder.or_(code, sign), like(I8))
+
+
 def scalar_of(element: types.Type) -> ir.Type:
     """Return the LLVM type of an element, or of a code."""
-    return {types.float32: F32, types.float64: F64, CODE: I8}.get(element, I16)
+    return {types.float32: F32, types.float64: F64, CODE: I8, FLOAT8: I8}.get(element, I16)
 
 
 def pairs(element: types.Type) -> bool:
@@ -260,6 +304,13 @@ def in_tiles(typing: Any, data: Any) -> Any:
 def in_codes(typing: Any, data: Any) -> Any:
     """Return whether elements are codes."""
     known = data.dtype == CODE
+    return types.boolean(data), lambda context, builder, signature, args: ir.Constant(ir.IntType(1), int(known))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def in_float8(typing: Any, data: Any) -> Any:
+    """Return whether elements are float8_e4m3fn."""
+    known = data.dtype == FLOAT8
     return types.boolean(data), lambda context, builder, signature, args: ir.Constant(ir.IntType(1), int(known))
 
 

@@ -5,7 +5,8 @@
 At each ┆ all threads wait. A norm of few rows is computed by every thread for itself, so that none waits for it; of
 many rows each thread computes some, and all wait. Threads divide rows, items of attention, or outputs of a product; of
 gate and up a thread has the same channels. Each step has the bits of its own kernel. Products with weights in codes are
-the kernel ``coded``, which every thread calls, and attention to a cache of codes is ``attend_int8``.
+the kernel ``coded``, which every thread calls, and attention to a cache of 8 bits is ``attend_int8`` or
+``attend_float8``.
 """
 
 from typing import Any
@@ -41,8 +42,8 @@ def layer(data: Any) -> None:
         if a.q_norm:
             _norm_heads(data, a, f, me, team)
         attending = _attending(a, f, itemsize(data))
-        if f.attend_int8:
-            run_kernel(data, f.attend_int8, attending)
+        if f.attend_8_bits:
+            run_kernel(data, f.attend_8_bits, attending)
         else:
             rotate_and_write(data, data, attending, me, team)
             barrier()

@@ -15,12 +15,19 @@ from runtime.model.kv_codes import decoded, encoded
 from runtime.model.layers import rotary_table, rotate
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+KEPT = [None, torch.int8, torch.float8_e4m3fn]
+"""Dtypes of a KV cache; None: that of activations."""
 PATHS = ((0,), (0, 1), (0, 2), (0, 1, 3), (0, 1, 4), (0, 1, 4, 5))
 """Nodes of a tree: its ancestors from the root on, and itself."""
 
 
 def seeded(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def as_kept(cache: Tensor, kept: torch.dtype | None) -> Tensor:
+    """Return a copy of a cache as one of ``kept`` has it."""
+    return encoded(cache) if kept == torch.int8 else cache.to(kept or cache.dtype, copy=True)
 
 
 def near(computed: Tensor, expected: Tensor, roundings: int = 1) -> bool:
@@ -169,15 +176,40 @@ def test_attention_in_int8_writes_the_codes_of_torch_and_reads_their_values(
         )
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_in_float8_writes_the_codes_of_torch_and_reads_every_code(dtype: torch.dtype) -> None:
+    """Values of all bits that 16-bit dtypes have, and those between two codes; NaN stays NaN."""
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    if dtype == torch.float32:
+        numbers = codes.float()
+        values = torch.cat([numbers, (numbers[1:] + numbers[:-1]) / 2, seeded(65025, dtype=dtype)])
+    else:
+        values = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
+    values = values.view(512, 128)
+    qkv, rotary = torch.zeros(512, 3, 128, dtype=dtype), torch.zeros(2, 512, 1, 128, dtype=dtype)
+    qkv[:, 2], cache = values, torch.zeros(1, 512, 2, 128, dtype=torch.float8_e4m3fn)
+    ops.attend(qkv, 1, cache, rotary, torch.zeros(1, 1, 512, 512, dtype=dtype), 0, 0, slice(0, 512), 0)
+    expected = values.clamp(-448, 448).to(torch.float8_e4m3fn)
+    nan = expected.float().isnan()
+    assert torch.equal(cache[0, :, 1].view(torch.uint8)[~nan], expected.view(torch.uint8)[~nan])
+    assert cache[0, :, 1].float()[nan].isnan().all()
+    bias = torch.tensor([[[[0.0, float("-inf")]]]], dtype=dtype)
+    for code in codes:
+        one = torch.zeros(1, 2, 2, 72, dtype=torch.float8_e4m3fn)
+        one[0, 0, 1] = code
+        read = ops.attend(torch.zeros(1, 3, 72, dtype=dtype), 1, one, rotary[:, :1, :, :72], bias, 0, 0, slice(1, 2), 0)
+        assert torch.equal(read.float().nan_to_num(1e4), code.float().nan_to_num(1e4).expand(1, 72))
+
+
+@pytest.mark.parametrize("kept", KEPT)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "kv_heads", "dims"), [(3, 3, 64), (4, 2, 30)])
 def test_attention_of_a_row_does_not_depend_on_other_rows(
-    dtype: torch.dtype, heads: int, kv_heads: int, dims: int, int8: bool
+    dtype: torch.dtype, heads: int, kv_heads: int, dims: int, kept: torch.dtype | None
 ) -> None:
     rows, columns = 5, 37
     qkv, cache = seeded(rows, heads + 2 * kv_heads, dims, dtype=dtype), seeded(1, 40, 2 * kv_heads, dims, dtype=dtype)
-    cache = encoded(cache) if int8 else cache
+    cache = as_kept(cache, kept)
     rotary = rotary_table(torch.linspace(1, 0.01, dims // 2), rows, dtype).unsqueeze(2)
     bias = torch.where(seeded(1, 1, rows, columns, dtype=torch.float32) > 0, 0.0, float("-inf")).to(dtype)
     together = ops.attend(qkv.clone(), heads, cache, rotary, bias, 0, 0, slice(0, rows), 0)
@@ -190,7 +222,7 @@ def test_attention_of_a_row_does_not_depend_on_other_rows(
 @settings(deadline=None, max_examples=60)
 @given(
     dtype=st.sampled_from(DTYPES),
-    int8=st.booleans(),
+    kind=st.sampled_from(KEPT),
     kv_heads=st.integers(1, 3),
     group=st.integers(1, 5),
     dims=st.integers(3, 128).map(lambda half: 2 * half),
@@ -199,8 +231,9 @@ def test_attention_of_a_row_does_not_depend_on_other_rows(
     threads=st.integers(1, 2),
 )
 def test_attention_of_a_chunk_does_not_depend_on_its_division(
-    dtype: torch.dtype, int8: bool, kv_heads: int, group: int, dims: int, before: int, cuts: list[int], threads: int
-) -> None:
+    dtype: torch.dtype, kind: torch.dtype | None, kv_heads: int, group: int, dims: int, before: int, cuts: list[int],
+    threads: int,
+) -> None:  # fmt: skip
     """48 rows behind ``before`` positions, at once and in parts, with a window of as many columns as are there."""
     rows, heads = 48, kv_heads * group
     qkv = seeded(rows, heads + 2 * kv_heads, dims, dtype=dtype)
@@ -213,10 +246,10 @@ def test_attention_of_a_chunk_does_not_depend_on_its_division(
         bias, written = seen.log()[None, None], slice(before + first, before + last)
         return ops.attend(qkv[first:last].clone(), heads, cache, rotary[:, first:last], bias, 0, 0, written, 0)
 
-    whole = attended(0, rows, encoded(kept) if int8 else kept.clone())
+    whole = attended(0, rows, as_kept(kept, kind))
     try:
         torch.set_num_threads(threads)
-        cache = encoded(kept) if int8 else kept.clone()
+        cache = as_kept(kept, kind)
         parts = [attended(first, last, cache) for first, last in pairwise([0, *cuts, rows])]
     finally:
         torch.set_num_threads(own)
@@ -224,14 +257,14 @@ def test_attention_of_a_chunk_does_not_depend_on_its_division(
     assert whole.isfinite().all()
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("kept", KEPT)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dims", "capped", "length"),
     [(2, 2, 64, False, 43), (8, 2, 30, True, 61), (5, 1, 24, True, 64), (3, 1, 80, False, 0)],
 )
 def test_attention_of_a_tree_node_equals_that_of_plain_decoding(
-    dtype: torch.dtype, heads: int, kv_heads: int, dims: int, capped: bool, length: int, int8: bool
+    dtype: torch.dtype, heads: int, kv_heads: int, dims: int, capped: bool, length: int, kept: torch.dtype | None
 ) -> None:
     """Bit for bit, for any cache rows, hidden columns and other rows, so that no token depends on a drafted one."""
     paths = PATHS
@@ -239,7 +272,7 @@ def test_attention_of_a_tree_node_equals_that_of_plain_decoding(
     qkv = seeded(nodes, heads + 2 * kv_heads, dims, dtype=dtype)
     table = rotary_table(torch.linspace(1, 0.01, dims // 2), length + nodes, dtype).unsqueeze(2)
     before = seeded(1, nodes + 90, 2 * kv_heads, dims, dtype=dtype)
-    before = encoded(before) if int8 else before
+    before = as_kept(before, kept)
     softmax = (torch.tensor([0.3, 2.0]), seeded(heads, dtype=dtype)) if capped else (None, None)
 
     def visible(count: int, of: int) -> list[float]:

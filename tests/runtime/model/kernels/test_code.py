@@ -137,7 +137,11 @@ def test_a_change_in_a_helper_of_a_kernel_compiles_it_again(compiled: tuple[Path
 def test_each_kernel_that_is_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three kernels one is kept already; that of int8 caches is not needed."""
     told: list[str] = []
-    monkeypatch.setattr(code, "KERNELS", {"norm": "rowwise", "gated": "rowwise", "top": "rowwise", "attend_int8": ""})
+    monkeypatch.setattr(
+        code,
+        "KERNELS",
+        {"norm": "rowwise", "gated": "rowwise", "top": "rowwise", "attend_int8": "", "attend_float8": ""},
+    )
     monkeypatch.setattr(code, "is_kept", lambda kernel, dtype: kernel == "gated")
     monkeypatch.setattr(ops, "_entry", lambda kernel, dtype: told.append(kernel))
     ops.prepare(torch.float32, codes=False, report=told.append)

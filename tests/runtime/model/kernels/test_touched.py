@@ -69,16 +69,16 @@ def test_products(
     n=st.integers(1, 9),
     columns=st.integers(1, 70),
     indexed=st.booleans(),
-    int8=st.booleans(),
+    kind=st.sampled_from([None, torch.int8, torch.float8_e4m3fn]),
 )
 def test_attention(
     dtype: torch.dtype, kv_heads: int, group: int, pairs: int, sequences: int, n: int, columns: int, indexed: bool,
-    int8: bool,
+    kind: torch.dtype | None,
 ) -> None:  # fmt: skip
     heads, dim, rows = kv_heads * group, 2 * pairs, sequences * n
     qkv, out_rows = zeros(rows, heads + 2 * kv_heads, dim, dtype=dtype), max(n, columns) + 3
-    kept = cached_width("int8", dim) if int8 else dim
-    cache = zeros(sequences + 1, out_rows, 2 * kv_heads, kept, dtype=torch.int8 if int8 else dtype)
+    kept = cached_width("int8", dim) if kind == torch.int8 else dim
+    cache = zeros(sequences + 1, out_rows, 2 * kv_heads, kept, dtype=kind or dtype)
     rotary, bias = zeros(2, rows, 1, dim, dtype=dtype), zeros(sequences, 1, n, columns, dtype=dtype, wider=2)
     written = torch.arange(rows) if indexed else slice(3, 3 + n)
     ops.attend(qkv, heads, cache, rotary, bias, 2, min(columns, n), written, 1)

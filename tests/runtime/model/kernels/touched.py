@@ -156,9 +156,9 @@ def top(a: Top, size: int, threads: int) -> Iterator[Access]:
     assert a.top_k >= 1
 
 
-def attend(a: Attend, size: int, threads: int, *, int8: bool = False) -> Iterator[Access]:
+def attend(a: Attend, size: int, threads: int, *, kept: str | None = None) -> Iterator[Access]:
     head = a.head_dim * size
-    cache_row = 2 * a.kv_heads * (cached_width("int8", a.head_dim) if int8 else head)
+    cache_row = 2 * a.kv_heads * (cached_width(kept, a.head_dim) if kept else head)
     assert a.kv_heads >= 1
     assert a.query_heads % a.kv_heads == 0
     assert a.rows % a.rows_per_sequence == 0
@@ -192,6 +192,15 @@ def attend(a: Attend, size: int, threads: int, *, int8: bool = False) -> Iterato
     if a.factors:
         yield "factors", a.factors, a.factors + 8
     yield from rows("scratch", a.scratch, 0, 1, threads * attend_floats(a.head_dim, a.columns) * 4)
+
+
+def kept_in(address: int, size: int) -> str | None:
+    """Return the dtype of the caches that the kernel at an address attends to; None: that of activations."""
+    for kept in ops.ATTEND_8_BITS if address else ():
+        dtypes = (torch.float32,) if size == 4 else (torch.bfloat16, torch.float16)
+        if any(ops.attend_8_bits_address(dtype, kept) == address for dtype in dtypes):
+            return str(kept).removeprefix("torch.")
+    return None
 
 
 def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
@@ -231,7 +240,7 @@ def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
             factors=a.factors, sinks=a.sinks,
         )  # fmt: skip
         own = {"qkv": "inner", "out": "inner", "written": "written_index", "scratch": "scores"}
-        for name, start, stop in attend(attending, size, threads, int8=bool(f.attend_int8)):
+        for name, start, stop in attend(attending, size, threads, kept=kept_in(f.attend_8_bits, size)):
             yield own.get(name, name), start, stop
     if a.feeds:
         inputs += [a.channels]
@@ -289,8 +298,9 @@ TOUCHED: dict[type, Callable[[Any, int, int], Iterator[Access]]] = {
 
 def touched(call: Any, dtype: torch.dtype, kernel: str = "") -> Iterator[Access]:
     """Yield all accesses of a kernel called with these arguments, of elements of ``dtype``."""
-    if kernel == ops.ATTEND_INT8:
-        yield from attend(call, dtype.itemsize, torch.get_num_threads(), int8=True)
+    kept = {name: str(kind).removeprefix("torch.") for kind, name in ops.ATTEND_8_BITS.items()}.get(kernel)
+    if kept:
+        yield from attend(call, dtype.itemsize, torch.get_num_threads(), kept=kept)
     else:
         yield from TOUCHED[type(call)](call, dtype.itemsize, torch.get_num_threads())
 
