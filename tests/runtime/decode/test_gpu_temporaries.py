@@ -64,11 +64,12 @@ def test_temporaries_of_devices_that_divide_kv_heads_are_planned(axis: KvAxis, k
 def test_a_converted_cache_takes_memory_for_a_block_of_rows_on_a_cpu_alone() -> None:
     base = MODELS["GQA"]
 
-    def of(device: Device, context: int) -> list[int]:
+    def of(device: Device, context: int, kv_dtype: KvDType = "float16") -> list[int]:
         plan = make_plan(base, [group(base, ["a"], base.num_layers)], devices=[device], context=context,
-                         dtype="bfloat16", kv_dtype="float8_e4m3fn")  # fmt: skip
+                         dtype="bfloat16", kv_dtype=kv_dtype)  # fmt: skip
         return [buffer.nbytes for buffer in device_buffers(plan, "a") if buffer.name == "scratch.kv"]
 
     cpu = make_device("a", memory_bytes=1 << 37)
     assert of(cpu, 1 << 14) == of(cpu, 1 << 17) == [CONVERTED_ROWS * 2 * 8 * 128 * 2]
     assert of(gpu("a"), 1 << 14) == []
+    assert of(cpu, 1 << 14, "float8_e4m3fn") == of(cpu, 1 << 14, "int8") == [], "kernels convert them in registers"
