@@ -33,14 +33,14 @@ def test_the_committed_plan_is_the_one_that_the_demo_builds(tmp_path: Path) -> N
 
 
 def test_the_head_has_a_profile_of_prompts_that_are_not_held_out() -> None:
-    """Over those the tree that is chosen for a processor with AMX accepted 2.43 tokens on the demo's devices."""
+    """Its tree for a processor with AMX accepted 2.43 tokens over the 20 that are, on the demo's devices."""
     counted = (HEAD / "profile_prompts.txt").read_text().splitlines()
     assert not set(counted) & set(json.loads((HEAD / "prompts.json").read_text()))
     profile = load_profile(PLAN / "acceptance.yaml", inside=False)
     assert (HEAD / "acceptance.yaml").read_bytes() == (PLAN / "acceptance.yaml").read_bytes()
     assert (profile.origin, f"{len(counted)} prompts" in profile.source) == ("counted", True)
     tree = dataclasses.replace(codec.load(PLAN).options.tree, total_token=16, depth=2, top_k=6)
-    assert expected_ppm(profile, tree) / 1e6 == pytest.approx(2.40, abs=0.05)
+    assert expected_ppm(profile, tree) / 1e6 == pytest.approx(2.37, abs=0.01)
 
 
 @pytest.mark.parametrize(("tiles", "nodes"), [(True, (16, 2, 6)), (False, (3, 1, 1))])
