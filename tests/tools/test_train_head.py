@@ -30,7 +30,7 @@ from head_training.progress import Usage
 from head_training.prompts import Prompt, Text, in_groups, invent, is_held_out, read_prompts
 from head_training.rows_attention import attend_rows
 from head_training.store import Stored, read_chunk, write_chunk
-from head_training.training import Training, TrainingSettings, batches_of_like, make_batch
+from head_training.training import CHECKPOINT, Training, TrainingSettings, batches_of_like, make_batch
 from measure_demo import Eagle3Head, Memory, generate_greedily
 from tests.tools.tiny_gguf import tiny_tokenizer
 from tools.smollm2_head import make_prompts
@@ -465,6 +465,12 @@ def test_a_training_takes_its_minutes_over_all_runs(base: Base, prompts: list[li
     resumed = training()
     resumed.run(lambda _line: None, Clock(tmp_path))
     assert (resumed.step, resumed.seconds) == (8, 240.0)
+    file = tmp_path / CHECKPOINT
+    earlier = torch.load(file, weights_only=True)
+    del earlier["key"]["minutes"], earlier["seconds"]  # as before there was a limit of minutes
+    torch.save(earlier, file)
+    with pytest.raises(TrainingError, match=r"minutes: found nothing, expected 4\.0: .*remove it or give another"):
+        training().run(lambda _line: None, Clock(tmp_path))
 
 
 def test_a_loss_and_its_gradient_are_those_of_autograd() -> None:

@@ -282,10 +282,11 @@ class Training:
             return
         state = torch.load(file, weights_only=True)
         for name, value in self._key().items():
-            if state["key"].get(name) != value:
+            found = state["key"].get(name, "nothing")  # of what an earlier version has not written
+            if found != value:
                 raise TrainingError(
-                    f"{file}: {name}: found {state['key'].get(name)}, expected {value}: it is of a training with other "
-                    "settings; remove it or give another --work"
+                    f"{file}: {name}: found {found}, expected {value}: it is of a training with other settings; remove "
+                    "it or give another --work"
                 )
         self.step, self.losses, self.measures = state["step"], state["losses"], state["measures"]
         self.seconds = state["seconds"]
