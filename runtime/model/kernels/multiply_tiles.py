@@ -8,8 +8,9 @@ with zeros behind the last element up to a multiple of 32. A single row is packe
     ...
     last block of r rows   [K / 2, r, 2]
 
-Of more rows than a block has, two blocks and two blocks of outputs are multiplied at once, so that each tile that is
-loaded is used twice. Few rows wait for the memory: while a block of outputs is multiplied, the one behind it is
+Two blocks of outputs are multiplied at once, and of more rows than a block has two blocks of rows, so that a tile that
+is loaded is used twice. That pays for one block of rows, too: 16 rows fill a third of the first level of cache, through
+which the weights pass. Few rows wait for the memory: while some outputs are multiplied, those behind them are
 prefetched, in the order of addresses. The order of summation is that of ``tiles.dot``, in steps of 32 elements,
 whatever the number of rows is.
 """
@@ -43,7 +44,7 @@ from runtime.model.kernels.tiles import (
 
 ELEMENT_BYTES = 2
 OUTPUTS = 2 * TILE_ROWS
-"""Outputs that are computed at once for more rows than a block has."""
+"""Outputs that are computed at once, where there are as many."""
 load_weights, load_more_weights, load_x, load_more_x = (load_tile(tile) for tile in (4, 5, 6, 7))
 dot_00, dot_10, dot_01, dot_11 = dot(0, 4, 6), dot(1, 5, 6), dot(2, 4, 7), dot(3, 5, 7)
 store_00, store_10, store_01, store_11 = (store_tile(tile) for tile in range(4))
@@ -139,7 +140,7 @@ def multiply_tiles(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: 
         return
     full, few = a.rows // TILE_ROWS, a.rows % TILE_ROWS
     height, width = min(last - output, TILE_ROWS), TILE_ROWS
-    if a.rows > TILE_ROWS and last - output >= OUTPUTS:
+    if last - output >= OUTPUTS:
         width = OUTPUTS
     block = TILE_ROWS * ELEMENT_BYTES * padded(a.inputs)
     configure(height, TILE_ROWS if full else few)
