@@ -348,14 +348,17 @@ class LmHead:
         if self.weight is None:
             mine = normed.new_zeros((normed.shape[0], BEST_WORDS), dtype=torch.float64)
             mine[:, 0] = float("-inf")
+        elif ops.is_cpu(normed):
+            logits, alone = self._logits(normed, self.weight), self.group.handle is None
+            mine = torch.empty((normed.shape[0], 0 if alone else BEST_WORDS), dtype=torch.float64)
+            tokens = ops.highest(logits, None if alone else mine, self.first)
+            if alone:
+                return tokens
         else:
             values, tokens = self._logits(normed, self.weight).max(1)
             if self.group.handle is None:
                 return tokens
-            if ops.is_cpu(values):
-                mine = torch.stack([values.double(), (tokens + self.first).double()], 1)
-            else:
-                mine = ops.on_gpu("divided_draws").words(values, tokens, self.first)
+            mine = ops.on_gpu("divided_draws").words(values, tokens, self.first)
         return best_of_group(mine, self.group)
 
     def draw(self, normed: Tensor, chance: Draw) -> Tensor:
@@ -396,14 +399,7 @@ class LmHead:
         if not ops.is_cpu(normed):
             best: tuple[Tensor, Tensor] = ops.on_gpu("top").of_all(gathered, count)
             return best
-        values = gathered[:, :, layout.values].transpose(0, 1).flatten(1)
-        tokens = gathered[:, :, layout.tokens].transpose(0, 1).flatten(1).long()
-        highest, sums = gathered[:, :, layout.highest], gathered[:, :, layout.total]  # [members, W]
-        high = highest.amax(0).unsqueeze(1)
-        total = (sums * (highest - high.T).exp()).sum(0).unsqueeze(1)
-        order = torch.sort(values, dim=1, descending=True, stable=True).indices[:, :count]
-        values, tokens = values.gather(1, order), tokens.gather(1, order)
-        return tokens, ((values - high) - total.log()).float()
+        return ops.merged(gathered, count, normed.dtype)
 
     def _logits(self, normed: Tensor, weight: Tensor | Coded) -> Tensor:
         """Return the logits of this member's rows [W, v]."""
@@ -417,18 +413,10 @@ class LmHead:
         if self.weight is not None and not ops.is_cpu(normed):
             own: Tensor = ops.on_gpu("top").words(self._logits(normed, self.weight), layout.top_k, self.first)
             return own
+        if self.weight is not None:
+            return ops.candidates(self._logits(normed, self.weight), layout.top_k, self.first)
         mine = torch.zeros((normed.shape[0], layout.words), dtype=torch.float64, device=normed.device)
         mine[:, layout.values] = mine[:, layout.highest] = float("-inf")
-        if self.weight is None:
-            return mine
-        logits = self._logits(normed, self.weight).float()
-        count = min(layout.top_k, self.rows)
-        top = logits.topk(count, 1)
-        high = top.values[:, :1]
-        mine[:, layout.values][:, :count] = top.values
-        mine[:, layout.tokens][:, :count] = top.indices + self.first
-        mine[:, layout.highest] = high[:, 0]
-        mine[:, layout.total] = (logits - high).exp_().sum(1)
         return mine
 
 

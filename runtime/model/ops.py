@@ -27,6 +27,8 @@ from runtime.model.kernels.arguments import (
     Attend,
     Gated,
     GroupedProduct,
+    Highest,
+    Merged,
     Norm,
     Product,
     Top,
@@ -57,7 +59,8 @@ ATTEND_8_BITS = {torch.int8: "attend_int8", torch.float8_e4m3fn: "attend_float8"
 # a named tuple's __new__ takes fields by name in half of the time that its class does, which makes a dict of them first
 _product, _grouped = partial(Product.__new__, Product), partial(GroupedProduct.__new__, GroupedProduct)
 _norm, _gated = partial(Norm.__new__, Norm), partial(Gated.__new__, Gated)
-_top, _attend = partial(Top.__new__, Top), partial(Attend.__new__, Attend)
+_highest, _top = partial(Highest.__new__, Highest), partial(Top.__new__, Top)
+_merged, _attend = partial(Merged.__new__, Merged), partial(Attend.__new__, Attend)
 
 KERNELS = "preparing the CPU kernels"
 """Phase in which kernels are loaded, or compiled where they are not in the cache."""
@@ -294,11 +297,46 @@ def gated(both: Tensor, activation: Activation = "silu") -> Tensor:
     return out
 
 
+def highest(logits: Tensor, words: Tensor | None = None, first: int = 0) -> Tensor:
+    """Return on a CPU the column of the highest of each row of logits [W, V], of equal ones the first: [W].
+
+    ``words`` float64 [W, 2] is filled with these logits, and their columns plus ``first``.
+    """
+    (rows, columns), size, tokens = logits.shape, logits.itemsize, torch.empty(logits.shape[0], dtype=torch.int64)
+    assert columns > 0
+    assert words is None or (words.shape == (rows, 2) and words.dtype == torch.float64 and words.is_contiguous())
+    call = _highest(
+        logits=logits.data_ptr(),
+        logits_stride=size * logits.stride(0),
+        tokens=tokens.data_ptr(),
+        words=0 if words is None else words.data_ptr(),
+        first=first,
+        rows=rows,
+        columns=columns,
+    )
+    _run("highest", logits.dtype, logits.numel(), call)
+    return tokens
+
+
 def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the ``count`` highest of each row of logits [W, V], best first: columns, and log-softmax in float32."""
     if not is_cpu(logits):
         highest: tuple[Tensor, Tensor] = on_gpu("top").top(logits, count)
         return highest
+    return _run_top(logits, count, None, 0, 0)
+
+
+def candidates(logits: Tensor, count: int, first: int) -> Tensor:
+    """Return on a CPU a member's message [W, 2 * count + 2], as ``plans.step.CandidateLayout`` has it, of its logits.
+
+    ``first``: token of the first column. Where there are fewer than ``count`` columns, the rest scores -inf.
+    """
+    words = torch.empty(logits.shape[0], 2 * count + 2, dtype=torch.float64)
+    _run_top(logits, min(count, logits.shape[1]), words, count, first)
+    return words
+
+
+def _run_top(logits: Tensor, count: int, words: Tensor | None, width: int, first: int) -> tuple[Tensor, Tensor]:
     (rows, columns), size = logits.shape, logits.itemsize
     assert 0 < count <= columns
     best = torch.empty(rows, count, dtype=torch.int64)
@@ -308,11 +346,36 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         logits_stride=size * logits.stride(0),
         best=best.data_ptr(),
         scores=scores.data_ptr(),
+        words=0 if words is None else words.data_ptr(),
+        width=width,
+        first=first,
         rows=rows,
         columns=columns,
         top_k=count,
     )
     _run("top", logits.dtype, 4 * logits.numel(), call)
+    return best, scores
+
+
+def merged(gathered: Tensor, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the ``count`` best of all members' candidates [members, W, 2 * count + 2], best first, on a CPU.
+
+    Tokens [W, count], and their log-softmax over all members in float32. ``dtype``: of the kernels that are loaded.
+    """
+    members, rows, words = gathered.shape
+    assert (words, gathered.dtype) == (2 * count + 2, torch.float64)
+    assert gathered.is_contiguous()
+    best = torch.empty(rows, count, dtype=torch.int64)
+    scores = torch.empty(rows, count, dtype=torch.float32)
+    call = _merged(
+        gathered=gathered.data_ptr(),
+        members=members,
+        best=best.data_ptr(),
+        scores=scores.data_ptr(),
+        rows=rows,
+        top_k=count,
+    )
+    _run("merged", dtype, gathered.numel(), call)
     return best, scores
 
 

@@ -12,7 +12,8 @@ one step of a layer, and all threads of libgomp's team (the threads that torch h
     multiply      how many rows of x and of a weight are multiplied at once, by the number of vector registers
     tiles         intrinsics of AMX: tiles of the processor
     multiply_tiles  products of bfloat16 by AMX
-    rowwise       RMS norm, gated activation, top-k with log-softmax
+    rowwise       RMS norm, gated activation
+    logits        highest logits, top-k with log-softmax
     attention     rotary embedding, write to the KV cache, attention
     coded         product with a weight in codes
     decoding      codes as float32

@@ -164,6 +164,21 @@ class Gated(NamedTuple):
     """1: the activation is GELU by its tanh approximation; 0: SiLU."""
 
 
+class Highest(NamedTuple):
+    """The highest of each row of logits [rows, columns], of equal ones the first."""
+
+    logits: int
+    logits_stride: int
+    tokens: int
+    """int64 [rows]: their columns."""
+    words: int
+    """float64 [rows, 2]: the highest logits, and their columns plus ``first``; address 0: not written."""
+    first: int
+    """Token of column 0."""
+    rows: int
+    columns: int
+
+
 class Top(NamedTuple):
     """The ``top_k`` highest of each row of logits [rows, columns], best first."""
 
@@ -172,9 +187,29 @@ class Top(NamedTuple):
     best: int
     """int64 [rows, top_k]: columns of the highest logits."""
     scores: int
-    """float32 [rows, top_k]: their log-softmax."""
+    """float32 [rows, top_k]: their log-softmax; their logits where there are ``words``."""
+    words: int
+    """float64 [rows, 2 * width + 2]: a message of ``plans.step.CandidateLayout``; address 0: not written."""
+    width: int
+    """Candidates of a row of the message; those behind ``top_k`` are -inf."""
+    first: int
+    """Token of column 0."""
     rows: int
     columns: int
+    top_k: int
+
+
+class Merged(NamedTuple):
+    """The ``top_k`` best of the candidates of all members of a group, of equal ones the first member's."""
+
+    gathered: int
+    """float64 [members, rows, 2 * top_k + 2]: messages of ``plans.step.CandidateLayout``."""
+    members: int
+    best: int
+    """int64 [rows, top_k]: tokens."""
+    scores: int
+    """float32 [rows, top_k]: log-softmax over all members."""
+    rows: int
     top_k: int
 
 

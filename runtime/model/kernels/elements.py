@@ -249,7 +249,7 @@ def pointer_to(element: types.Type) -> Any:
     return cast
 
 
-numbers, floats = pointer_to(types.int64), pointer_to(types.float32)
+numbers, floats, doubles = pointer_to(types.int64), pointer_to(types.float32), pointer_to(types.float64)
 codes, octets, integers = pointer_to(CODE), pointer_to(types.uint8), pointer_to(types.int32)
 
 

@@ -1,15 +1,15 @@
-"""Kernels that work row by row: RMS norm, gated activation, top-k with log-softmax. A thread computes whole rows."""
+"""Kernels that work row by row: RMS norm and gated activation. A thread computes whole rows."""
 
 from typing import Any
 
 import numpy as np
 
-from runtime.model.kernels.arguments import EPSILON_UNIT, Gated, Norm, Top
-from runtime.model.kernels.elements import F, arguments_of, elements, exp, floats, itemsize, numbers, put, wide
+from runtime.model.kernels.arguments import EPSILON_UNIT, Gated, Norm
+from runtime.model.kernels.elements import F, arguments_of, elements, exp, itemsize, put, wide
 from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.team import thread, threads
 
-norm_arguments, gated_arguments, top_arguments = arguments_of(Norm), arguments_of(Gated), arguments_of(Top)
+norm_arguments, gated_arguments = arguments_of(Norm), arguments_of(Gated)
 
 
 def norm(data: Any) -> None:
@@ -62,25 +62,3 @@ def gelu_row(data: Any, gates: Any, ups: Any, results: Any, channels: Any) -> No
         value = wide(gate[i])
         doubled = F(1.5957691216057308) * (value + F(0.044715) * value * value * value)
         put(out, i, value / (F(1) + exp(-doubled)) * wide(up[i]))
-
-
-def top(data: Any) -> None:
-    """Find the highest logits of each row, of equal ones the first, by insertion; arguments: ``Top``."""
-    a = top_arguments(data)
-    for row in range(np.int64(thread()), a.rows, np.int64(threads())):
-        logits = elements(data, a.logits + row * a.logits_stride)
-        best, score = numbers(a.best + row * a.top_k * 8), floats(a.scores + row * a.top_k * 4)
-        for rank in range(a.top_k):
-            best[rank], score[rank] = 0, F(-np.inf)
-        for column in range(a.columns):
-            value, rank = wide(logits[column]), a.top_k - 1
-            if value > score[rank]:
-                while rank > 0 and value > score[rank - 1]:
-                    best[rank], score[rank] = best[rank - 1], score[rank - 1]
-                    rank -= 1
-                best[rank], score[rank] = column, value
-        high, total = score[0], F(0)
-        for column in range(a.columns):
-            total += exp(wide(logits[column]) - high)
-        for rank in range(a.top_k):
-            score[rank] = (score[rank] - high) - np.log(total)

@@ -350,3 +350,38 @@ def test_top_is_the_best_of_the_log_softmax(dtype: torch.dtype, rows: int, colum
     exact = torch.sort(logits.double().log_softmax(1), dim=1, descending=True, stable=True)
     assert torch.equal(tokens, exact.indices[:, :count])
     torch.testing.assert_close(scores.double(), exact.values[:, :count], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 5), (3, 1024), (10, 999), (2, 256), (2, 257)])
+def test_highest_is_the_first_of_the_highest_logits(dtype: torch.dtype, rows: int, columns: int) -> None:
+    logits = seeded(rows, columns + 3, dtype=dtype)[:, :columns] * 4
+    logits[:, 2] = logits[:, columns - 1] = logits.amax(1) + 1
+    words = torch.empty(rows, 2, dtype=torch.float64)
+    assert torch.equal(ops.highest(logits), torch.full((rows,), 2))
+    assert torch.equal(ops.highest(logits, words, 70), torch.full((rows,), 2))
+    assert torch.equal(words, torch.stack([logits[:, 2].double(), torch.full((rows,), 72.0).double()], 1))
+    logits[:, 2] = -1.0
+    assert torch.equal(ops.highest(logits), logits.argmax(1))
+    logits[0] = -torch.inf
+    assert ops.highest(logits)[0] == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("divided", [(600, 400), (3, 997), (997, 3), (250, 250, 500)])
+def test_candidates_of_members_together_are_the_best_of_all(dtype: torch.dtype, divided: tuple[int, ...]) -> None:
+    """Also where a member has fewer logits than candidates; of equal ones the first member's is first."""
+    logits = seeded(7, 1000, dtype=dtype) * 4
+    logits[:, 999] = logits[:, 1] = logits.amax(1)
+    firsts = [sum(divided[:number]) for number in range(len(divided))]
+    parts = logits.split(divided, 1)
+    gathered = torch.stack([ops.candidates(part, 5, first) for part, first in zip(parts, firsts, strict=True)])
+    tokens, scores = ops.merged(gathered, 5, dtype)
+    exact = torch.sort(logits.double().log_softmax(1), dim=1, descending=True, stable=True)
+    assert torch.equal(tokens, exact.indices[:, :5])
+    torch.testing.assert_close(scores.double(), exact.values[:, :5], rtol=0, atol=1e-5)
+    for row in range(7):
+        alone = torch.stack(
+            [ops.candidates(part[row : row + 1], 5, first) for part, first in zip(parts, firsts, strict=True)]
+        )
+        assert torch.equal(alone, gathered[:, row : row + 1])

@@ -140,7 +140,7 @@ def test_each_kernel_that_is_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         code,
         "KERNELS",
-        {"norm": "rowwise", "gated": "rowwise", "top": "rowwise", "attend_int8": "", "attend_float8": ""},
+        {"norm": "rowwise", "gated": "rowwise", "top": "logits", "attend_int8": "", "attend_float8": ""},
     )
     monkeypatch.setattr(code, "is_kept", lambda kernel, dtype: kernel == "gated")
     monkeypatch.setattr(ops, "_entry", lambda kernel, dtype: told.append(kernel))

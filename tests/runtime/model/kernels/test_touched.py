@@ -48,7 +48,11 @@ def test_products(
         ops.product(x, weight.t(), more)
         ops.norm(x, weight[0], 1e-6)
         ops.gated(zeros(rows, 2 * inputs, dtype=dtype, wider=wider))
-        ops.top(zeros(rows, outputs, dtype=dtype, wider=wider), min(outputs, 5))
+        logits = zeros(rows, outputs, dtype=dtype, wider=wider)
+        ops.top(logits, min(outputs, 5))
+        ops.highest(logits)
+        ops.highest(logits, torch.zeros(rows, 2, dtype=torch.float64), 3)
+        ops.merged(torch.stack([ops.candidates(logits, 5, first) for first in (0, outputs)]), 5, dtype)
         experts = torch.arange(rows) % 3
         chosen, order = torch.sort(experts, stable=True)
         ends = torch.searchsorted(chosen, torch.arange(4), right=True)
@@ -134,6 +138,9 @@ def test_other_operands_that_do_not_agree() -> None:
         lambda: ops.norm(x, weight[0, :7], 1e-6),
         lambda: ops.top(x, 9),
         lambda: ops.top(x, 0),
+        lambda: ops.highest(x, torch.zeros(3, 3, dtype=torch.float64)),
+        lambda: ops.highest(x, torch.zeros(2, 2, dtype=torch.float64)),
+        lambda: ops.merged(torch.zeros(2, 3, 8, dtype=torch.float64), 2, f32),
         lambda: ops.grouped(x, None, zeros(2, 5, 7, dtype=f32), torch.tensor([1, 3])),
         lambda: ops.grouped(x, None, zeros(2, 5, 8, dtype=f32), torch.tensor([1, 2, 3])),
     ):

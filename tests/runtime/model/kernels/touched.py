@@ -40,7 +40,9 @@ from runtime.model.kernels.arguments import (
     Forward,
     Gated,
     GroupedProduct,
+    Highest,
     Layer,
+    Merged,
     Norm,
     Product,
     Top,
@@ -151,6 +153,25 @@ def gated(a: Gated, size: int, threads: int) -> Iterator[Access]:
 
 def top(a: Top, size: int, threads: int) -> Iterator[Access]:
     yield from rows("logits", a.logits, a.logits_stride, a.rows, a.columns * size)
+    yield from rows("best", a.best, 8 * a.top_k, a.rows, 8 * a.top_k)
+    yield from rows("scores", a.scores, 4 * a.top_k, a.rows, 4 * a.top_k)
+    if a.words:
+        yield from rows("words", a.words, 8 * (2 * a.width + 2), a.rows, 8 * (2 * a.width + 2))
+    assert a.top_k >= 1
+    assert not a.words or a.width >= a.top_k
+
+
+def highest(a: Highest, size: int, threads: int) -> Iterator[Access]:
+    yield from rows("logits", a.logits, a.logits_stride, a.rows, a.columns * size)
+    yield from rows("tokens", a.tokens, 8, a.rows, 8)
+    if a.words:
+        yield from rows("words", a.words, 16, a.rows, 16)
+    assert a.columns >= 1
+
+
+def merged(a: Merged, size: int, threads: int) -> Iterator[Access]:
+    message = 8 * (2 * a.top_k + 2)
+    yield from rows("gathered", a.gathered, message, a.members * a.rows, message)
     yield from rows("best", a.best, 8 * a.top_k, a.rows, 8 * a.top_k)
     yield from rows("scores", a.scores, 4 * a.top_k, a.rows, 4 * a.top_k)
     assert a.top_k >= 1
@@ -290,7 +311,9 @@ TOUCHED: dict[type, Callable[[Any, int, int], Iterator[Access]]] = {
     GroupedProduct: grouped,
     Norm: norm,
     Gated: gated,
+    Highest: highest,
     Top: top,
+    Merged: merged,
     Attend: attend,
     Layer: layer,
 }
