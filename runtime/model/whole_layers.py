@@ -2,7 +2,7 @@
 
 What a layer has of its own, weights and KV cache, is written down once, when it is bound; what the layers of a forward
 have in common, once for a forward. The host then takes a few microseconds for a layer, where the steps of a layer one
-by one take it a hundred. Letters as in ``layers``. The scratch of a forward is kept until the next; it is bounded by
+by one take it a hundred. Letters as in ``layers``. The scratch of a forward is kept for the next; it is bounded by
 `scratch.attention` and `scratch.mlp` in plans/layer_buffers.py.
 """
 
@@ -27,6 +27,8 @@ from runtime.model.weights import Coded
 
 ALIGN = 64
 """Bytes of which the parts of the scratch begin at a multiple: a line of the processor's cache."""
+KEPT = 8
+"""Scratch is kept for forwards of fewer rows while it is at most so many times what they need."""
 NORMED_ROWS = 8
 """Most rows whose norm every thread computes for itself, so that none waits for another."""
 _pack_layer, _forward_words = struct.Struct(f"{len(Layer._fields)}q").pack, struct.Struct(f"{len(Forward._fields)}q")
@@ -76,6 +78,21 @@ class _Bound:
     """Number of its weights: multiply-adds of a row."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Division:
+    """The parts of the scratch in forwards of one number of rows."""
+
+    columns: int
+    """Most columns that are attended to."""
+    parts: dict[str, Tensor]
+    at: dict[str, int]
+    """Address of each part."""
+    hidden: Tensor
+    """[W, H]: the residual before the attention, and the result of a layer."""
+    sums: tuple[Callable[[], None], ...]
+    """All-reduces behind the kernels of a layer: of the residual between attention and MLP, and of the last."""
+
+
 class WholeLayers:
     """Layers of one device that run one after the other on the same rows."""
 
@@ -101,14 +118,10 @@ class WholeLayers:
         )
         self._coded = any(isinstance(weight, Coded) for block in layers for weight in _matrices(block).values())
         self._scratch = torch.empty(0, dtype=torch.uint8)
-        self._scratch_of = (0, 0, 0)
-        """Rows, threads and columns that the scratch is for."""
-        self._parts: dict[str, Tensor] = {}
-        self._at: dict[str, int] = {}
-        """Address of each part."""
-        self._residuals: tuple[Tensor, Tensor] | None = None
-        self._sums: tuple[Callable[[], None], ...] = ()
-        """All-reduces behind the kernels of a layer: of the residual between attention and MLP, and of the last."""
+        self._divisions: dict[tuple[int, int], _Division] = {}
+        """Of the scratch, by rows and threads of a forward: a drafter runs other numbers of rows in turn."""
+        self._own: _Division | None = None
+        """That of the forward which was begun."""
         self._rows: Rows | None = None
         self._x: Tensor | None = None
 
@@ -140,9 +153,13 @@ class WholeLayers:
         widens, per_thread = ops.widens(self._dtype) or self._coded, width <= NORMED_ROWS
         packs = multiplies_tiles(self._dtype) and per_thread
         widened_rows = (width * threads if packs else width) if widens else 0
-        if self._scratch_of[:2] != (width, threads) or self._scratch_of[2] < columns:
+        own = self._divisions.get((width, threads))
+        if own is not None and own.columns < columns:
+            own = None  # so that nothing keeps the old scratch
+        if own is None:
             normed = width * (threads if per_thread else 1)
-            self._divide(
+            own = self._divisions[width, threads] = self._divide(
+                columns,
                 hidden=width * self._hidden * size,
                 between=width * self._hidden * size,
                 normed=normed * self._hidden * size,
@@ -151,9 +168,7 @@ class WholeLayers:
                 values=threads * CODED_ROWS * (self._inputs + ops.PADDING) * 4 if self._coded else 0,
                 scores=threads * attend_floats(head_dim, columns) * 4,
             )
-            self._scratch_of = width, threads, columns
-        at = self._at
-        assert self._residuals is not None
+        at, self._own = own.at, own
         for number, words in self._words.items():
             table = rotary[number]
             forward = _forward(
@@ -176,21 +191,22 @@ class WholeLayers:
                 scratch=at["scores"],
             )  # fmt: skip
             _forward_words.pack_into(words, 0, *forward)
-        self._rows, self._x = rows, self._residuals[0] if x is None else x  # what the layers read
-        return self._residuals[0].copy_(hidden)
+        self._rows, self._x = rows, own.hidden if x is None else x  # what the layers read
+        return own.hidden.copy_(hidden)
 
     def run(self, number: int) -> Tensor:
         """Run a layer on the residual of ``begin``; return it."""
-        assert self._residuals is not None
-        bound, (hidden, _) = self._layers[number], self._residuals
+        assert self._own is not None
+        bound, hidden = self._layers[number], self._own.hidden
         work = hidden.shape[0] * bound.weights
-        for kernel, add_up in zip(bound.kernels, self._sums[-len(bound.kernels) :], strict=True):
+        for kernel, add_up in zip(bound.kernels, self._own.sums[-len(bound.kernels) :], strict=True):
             ops._run_layer(self._dtype, work, kernel)
             add_up()
         return hidden
 
     def operands(self, number: int) -> dict[str, Tensor]:
         """Return the tensors that a layer reads and writes, by their names in ``Layer`` and ``Forward``."""
+        assert self._own is not None
         assert self._rows is not None
         assert self._x is not None
         assert self._rows.bias is not None
@@ -207,21 +223,31 @@ class WholeLayers:
             "cache": self._layers[number].cache,
             "x": self._x,
         }
-        return named | indices | own | self._parts
+        return named | indices | own | self._own.parts
 
-    def _divide(self, **sizes: int) -> None:
-        """Make a scratch with parts of so many bytes each."""
+    def _divide(self, columns: int, **sizes: int) -> _Division:
+        """Divide the scratch into parts of so many bytes each, for a forward that attends to so many columns.
+
+        Its memory is made anew where it is too small, or much larger than this forward needs.
+        """
         starts, end = {}, 0
         for name, size in sizes.items():
             starts[name] = end
             end += -(-size // ALIGN) * ALIGN
-        self._parts, self._residuals, self._sums = {}, None, ()
-        self._scratch = torch.empty(0, dtype=torch.uint8)  # the old one is freed before there is another
-        self._scratch = torch.empty(end, dtype=torch.uint8)
-        self._parts = {name: self._scratch[start : start + sizes[name]] for name, start in starts.items()}
-        self._at = {name: part.data_ptr() for name, part in self._parts.items()}
-        hidden, between = (self._parts[name].view(self._dtype).view(-1, self._hidden) for name in ("hidden", "between"))
-        self._residuals, self._sums = (hidden, between), (self._group.sum_of(between), self._group.sum_of(hidden))
+        if not end <= self._scratch.nbytes <= KEPT * end:
+            self._own = self._x = None
+            self._divisions.clear()
+            self._scratch = torch.empty(0, dtype=torch.uint8)  # the old one is freed before there is another
+            self._scratch = torch.empty(end, dtype=torch.uint8)
+        parts = {name: self._scratch[start : start + sizes[name]] for name, start in starts.items()}
+        hidden, between = (parts[name].view(self._dtype).view(-1, self._hidden) for name in ("hidden", "between"))
+        return _Division(
+            columns=columns,
+            parts=parts,
+            at={name: part.data_ptr() for name, part in parts.items()},
+            hidden=hidden,
+            sums=(self._group.sum_of(between), self._group.sum_of(hidden)),
+        )
 
 
 def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:
