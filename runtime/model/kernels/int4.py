@@ -224,11 +224,12 @@ def sums(
             digits = builder.add(row, builder.mul(block, I64(DIGITS * BLOCK)))
             quantum = _splat(builder, builder.add(quanta, word), step)
             for output in range(outputs):
-                # an address that no other output has: digits are operands in memory, and no register holds them
-                total = _block_sums(builder, halves[output], held(builder, digits), step)
+                begin = None
                 if not zeros:
-                    begin = builder.add(begins, builder.mul(block, I64(4 * HALF)))
-                    total = builder.add(total, _loaded(builder, begin, I32, HALF, step, 4))
+                    place_of_begin = builder.add(begins, builder.mul(block, I64(4 * HALF)))
+                    begin = _loaded(builder, place_of_begin, I32, HALF, step, 4)
+                # an address that no other output has: digits are operands in memory, and no register holds them
+                total = _block_sums(builder, halves[output], held(builder, digits), step, begin)
                 factor = builder.fmul(factors[output], quantum)
                 values, sum_so_far = builder.sitofp(total, factor.type), totals[len(next_totals)]
                 for half in range(0, total.type.count, WIDE):
@@ -297,31 +298,34 @@ def _codes(builder: ir.IRBuilder, packed: Any) -> tuple[Any, Any]:
     return builder.and_(packed, mask), builder.and_(moved, mask)
 
 
-def _block_sums(builder: ir.IRBuilder, halves: tuple[Any, Any], digits: Any, step: int) -> Any:
-    """Return the sums of code * integer of some blocks, int32 [HALF] of each."""
+def _block_sums(builder: ir.IRBuilder, halves: tuple[Any, Any], digits: Any, step: int, begin: Any | None) -> Any:
+    """Return the sums of code * integer of some blocks, int32 [HALF] of each, added to ``begin``; None: to 0."""
     places = [builder.add(digits, I64(BLOCK_BYTES * step * number)) for number in range(2 * DIGITS)]
     bytes_of = [_bytes(builder, place, step) for place in places]
     of_digits = [(bytes_of[2 * digit], bytes_of[2 * digit + 1]) for digit in range(DIGITS)]
     if step == 4:
-        lowest, middle, highest = (_quad_sums(builder, halves, own) for own in of_digits)
-        eight = ir.Constant(lowest.type, [8] * lowest.type.count)
-        upper = builder.add(builder.shl(highest, eight), middle)
-        return builder.add(builder.shl(upper, eight), lowest)
+        return _quad_sums(builder, halves, of_digits, begin)
     lowest, middle, highest = (  # of four products less than 2 ** 11 each
         builder.add(*(_byte_pairs(builder, *both) for both in zip(halves, own, strict=True))) for own in of_digits
     )
     upper = builder.add(_word_pairs(builder, highest, 256), _word_pairs(builder, middle, 1))
     lower = _word_pairs(builder, lowest, 1)
-    return builder.add(builder.shl(upper, ir.Constant(upper.type, [8] * WIDE)), lower)
+    total = builder.add(builder.shl(upper, ir.Constant(upper.type, [8] * WIDE)), lower)
+    return total if begin is None else builder.add(total, begin)
 
 
-def _quad_sums(builder: ir.IRBuilder, halves: tuple[Any, Any], digits: tuple[Any, Any]) -> Any:
-    """Return the sums of four neighbouring products of a code and a digit, of both halves: int32 [16]."""
+def _quad_sums(builder: ir.IRBuilder, halves: tuple[Any, Any], of_digits: Sequence[Any], begin: Any | None) -> Any:
+    """Return the same of four blocks; the products of a digit are added to the sum of those above it, times 256."""
     sums, octets = ir.VectorType(I32, WIDEST // 4), ir.VectorType(I8, WIDEST)
     multiply = function(builder, sums, [sums, octets, octets], "llvm.x86.avx512.vpdpbusd.512")
     total = ir.Constant(sums, None)
-    for codes, own in zip(halves, digits, strict=True):
-        total = builder.call(multiply, [total, codes, own])
+    for number, digits in reversed(list(enumerate(of_digits))):
+        if number < DIGITS - 1:
+            total = builder.shl(total, ir.Constant(sums, [8] * sums.count))
+        if number == 0 and begin is not None:
+            total = builder.add(total, begin)
+        for codes, own in zip(halves, digits, strict=True):
+            total = builder.call(multiply, [total, codes, own])
     return total
 
 
