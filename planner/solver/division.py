@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from ortools.sat.python import cp_model
 
-from planner.solver.minimise import SAME, Infeasible, Settings, minimise
+from planner.solver.minimise import SAME_OF_MANY, Infeasible, Settings, minimise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +165,7 @@ class _Model:
 
     def settle(self, objective: cp_model.LinearExpr | int, what: str, settings: Settings) -> int:
         """Minimise an objective and keep its value; raise Infeasible, or NotProvenError past the limit."""
-        value = minimise(self, objective, settings, what=what, mode=SAME).value
+        value = minimise(self, objective, settings, what=what, mode=SAME_OF_MANY).value
         self.model.add(objective == value)
         return value
 

@@ -68,6 +68,8 @@ class Mode:
     """
 
     fixed: bool = False
+    cuts: bool = True
+    """Look for cutting planes. Models with few solutions are searched faster without."""
     any_solution: bool = False
     """End with the first solution. The objective only guides the proof that there is none."""
     from_below: bool = False
@@ -86,29 +88,32 @@ PROVE = Mode()
 FROM_BELOW = Mode(from_below=True)
 """The proven optimum: quickly where the bounds of the problem are exact, and else hardly ever."""
 
-SAME = Mode(fixed=True)
+SAME = Mode(fixed=True, cuts=False)
 """The proven optimum, and always the same one of several."""
+
+SAME_OF_MANY = Mode(fixed=True)
+"""The same, of a model with many solutions that are nearly as good."""
 
 FIND = Mode(any_solution=True)
 """Any solution."""
 
-FIND_SAME = Mode(any_solution=True, fixed=True)
+FIND_SAME = Mode(any_solution=True, fixed=True, cuts=False)
 """Any solution, always the same."""
 
 
 def first_in_order(budget: float) -> Mode:
     """Return the mode that finds the first solution in the order of the decision strategies of the model."""
-    return Mode(any_solution=True, fixed=True, in_order=True, budget=budget)
+    return Mode(any_solution=True, fixed=True, cuts=False, in_order=True, budget=budget)
 
 
 def within_gap(gap_ppm: int) -> Mode:
     """Return the mode that accepts a gap; without one it is ``PROVE``."""
-    return Mode(gap_ppm=gap_ppm, fixed=bool(gap_ppm))
+    return Mode(gap_ppm=gap_ppm, fixed=bool(gap_ppm), cuts=not gap_ppm)
 
 
 def best_within(budget: float, *, from_below: bool = False) -> Mode:
     """Return the mode that takes the best solution found within a budget; ``PROVE`` is too much to ask there."""
-    return Mode(budget=budget, from_below=from_below, fixed=True)
+    return Mode(budget=budget, from_below=from_below, fixed=True, cuts=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,8 +182,8 @@ def _solver(settings: Settings, mode: Mode) -> cp_model.CpSolver:
     parameters.presolve_inclusion_work_limit = 0  # counts in 32 bits: google/or-tools#5293
     parameters.cp_model_probing_level = 0  # costs more than it saves here, measured
     parameters.linearization_level = 2  # a third of the work of level 1, measured
-    if mode.fixed:
-        parameters.cut_level = 0  # small models with few solutions: ties took twice as long with cuts, measured
+    if not mode.cuts:
+        parameters.cut_level = 0  # ties took twice as long with cuts, measured
     parameters.optimize_with_lb_tree_search = mode.from_below
     parameters.max_deterministic_time = settings.limit if math.isinf(mode.budget) else mode.budget
     parameters.relative_gap_limit = mode.gap_ppm / 1e6
