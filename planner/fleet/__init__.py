@@ -1,7 +1,7 @@
 """The division of an inventory into replicas: each a plan of its own, all together the most expected tokens per second.
 
     parts       host classes, the parts of a machine that a replica may be on, and the ways to divide a host
-    bound       the least time of a step on a part, without memory and without a solver
+    bound       what no division exceeds, without a solver
     divide      the search: parts are solved as far as the best division of what is known of them asks for
     record      a division as ``fleet.yaml`` records it, with the devices of every replica
     build       from a request to a fleet, its directory, and the same again from that directory

@@ -1,10 +1,9 @@
 """Builds a fleet: request -> parts, templates and their bounds -> division -> record; and the same from a directory."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from itertools import chain
 
 from planner.build import plan, plan_chosen, with_stall_timeout
 from planner.costs.acceptance import expected_ppm
@@ -13,14 +12,14 @@ from planner.costs.topology import all_at_once
 from planner.enough_hosts import infeasible_on_all, needed_bytes
 from planner.errors import InfeasibleError, InputError, NotProvenError
 from planner.families import BaseInput, DraftInput, inputs_of, within
-from planner.fleet.bound import StepBound, any_division, most_rates
+from planner.fleet.bound import any_division, most_rates
 from planner.fleet.divide import Running, Search, Template, Unproven, require
 from planner.fleet.parts import Form, Part, Parts, restricted
 from planner.fleet.record import Planned, neutral, replicas_of, template_names, templates_of
 from planner.formulations import Formulations
 from planner.integers import ceil_div
 from planner.problem.formulate import Formulation
-from planner.problem.machine import Look, canonical_machine, look_of
+from planner.problem.machine import canonical_machine, look_of
 from planner.problem.placed import step_ns
 from planner.problem.usable import usable_inventory
 from planner.solver.division import Answer, HostClass, Load
@@ -28,6 +27,7 @@ from planner.solver.minimise import Settings
 from planner.solver.solve import takes_longer
 from planner.speculation.compare import Question
 from planner.speculation.grid import trees_of, undominated
+from planner.speculation.step_bound import Region, StepBound, regions_of
 from plans.acceptance import PPM, Profile
 from plans.check_inputs import MOST_MASK_VALUES, is_slice, mask_values
 from plans.fleet import (
@@ -330,47 +330,46 @@ class _Build:
         """Return an upper bound of the speed of every template."""
         inventory = self.machine_parts.machine.inventory
         speeds: dict[Template, int] = {}
-
-        @cache
-        def bounds(count: int) -> list[tuple[int, StepBound, int]]:
-            own = self.bounds(count)
-            return [(acceptance, bound, bound.draft_ns(self._few_hosts)) for acceptance, bound in own]
-
         for batch in self.batches:
             for number, part in enumerate(self.parts):
                 devices = [inventory.devices[device] for device in part.devices]
-                if sum(device.capacity_bytes for device in devices) < self.needed_bytes[batch]:
-                    continue
-                own, regions = restricted(inventory, part.devices), self._regions(part)
-                speeds[Template(part=number, batch=batch)] = max(
-                    int(acceptance * NS_PER_S / bound.least_ns(own, draft_ns if part.is_wide else None, regions)) + 1
-                    for acceptance, bound, draft_ns in bounds(self.least_places(part, batch))
-                )
+                if sum(device.capacity_bytes for device in devices) >= self.needed_bytes[batch]:
+                    speeds[Template(part=number, batch=batch)] = self._upper_speed(part, batch)
         return speeds
 
-    def _regions(self, part: Part) -> list[Inventory] | None:
-        """Return the regions of a part over several hosts: those of each class, and devices of one look in several."""
-        if not part.is_wide:
-            return None
-        by_class = [tuple(own) for own in self._taken(part) if own]
-        looks: dict[Look, dict[int, list[int]]] = {}
-        for number, devices in enumerate(by_class):
-            for device in devices:
-                look = self.machine_parts.machine.looks[device]
-                looks.setdefault(look, {}).setdefault(number, []).append(device)
-        across = [tuple(chain.from_iterable(owners.values())) for owners in looks.values() if len(owners) > 1]
-        return [self._region(devices) for devices in (*by_class, *across)]
-
-    def _taken(self, part: Part) -> Iterator[tuple[int, ...]]:
-        """Yield the devices of a part over several hosts by class of these."""
-        machine = self.machine_parts
-        for number, hosts in zip(part.hosts, machine.classes, strict=True):
-            yield tuple(chain.from_iterable(machine.machine.modules[host].devices for host in hosts[:number]))
+    def _upper_speed(self, part: Part, batch: int) -> int:
+        own, regions = restricted(self.machine_parts.machine.inventory, part.devices), self._regions(part)
+        most = 0.0
+        for any_speed, acceptance_ppm, bound, draft_ns in self._fastest_first(self.least_places(part, batch)):
+            if any_speed <= most:
+                break
+            most = max(most, acceptance_ppm / bound.least_ns(own, draft_ns if part.is_wide else None, regions))
+        return int(most * NS_PER_S) + 1
 
     @cached_property
-    def _region(self) -> Callable[[tuple[int, ...]], Inventory]:
-        """Return the inventory of some devices; kept, as many parts have the same."""
-        return cache(lambda devices: restricted(self.machine_parts.machine.inventory, devices))
+    def _fastest_first(self) -> Callable[[int], list[tuple[float, int, StepBound, int]]]:
+        """Return for the trees of so many sequences what no part exceeds, tokens, the bound, and that of the drafter.
+
+        Of the bounds on parts most then need not be asked for.
+        """
+
+        def listed(count: int) -> list[tuple[float, int, StepBound, int]]:
+            few = self._few_hosts
+            trees = []
+            for acceptance_ppm, bound in self.bounds(count):
+                draft_ns = bound.draft_ns(few)
+                trees.append((acceptance_ppm / bound.least_ns(few, draft_ns), acceptance_ppm, bound, draft_ns))
+            return sorted(trees, key=lambda tree: -tree[0])
+
+        return cache(listed)
+
+    @cached_property
+    def _regions(self) -> Callable[[Part], tuple[Region, ...] | None]:
+        """Return the regions of a part over several hosts, of others None."""
+        inventory = self.machine_parts.machine.inventory
+        return cache(
+            lambda part: regions_of(canonical_machine(restricted(inventory, part.devices))) if part.is_wide else None
+        )
 
     @cached_property
     def _few_hosts(self) -> Inventory:

@@ -3,8 +3,9 @@
 Every template, a part of the machine with a batch, has a speed of each of its sequences: E / S, expected tokens of a
 step over its time. It is known from above long before it is solved, as the most of
 
-1. E(t) / L(t) over the draft trees t that may be chosen, with the bound L of :mod:`planner.fleet.bound` for the fewest
-   places that its steps compute: at a load of clients a replica has the least of the numbers of places that are enough;
+1. E(t) / L(t) over the draft trees t that may be chosen, with the bound L of :mod:`planner.speculation.step_bound` for
+   the fewest places that its steps compute: at a load of clients a replica has the least of the numbers of places that
+   are enough;
 2. what is known of the same part with fewer sequences: no step is shorter with more of them. (Of a part with more
    devices it is not so: where links of a host differ some messages are priced by the slowest, in use or not.)
 

@@ -9,14 +9,15 @@ one up to ``MOST_IRREGULAR``; of more, the module is taken whole or not at all.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, combinations, combinations_with_replacement, product
 from typing import Any
 
 from planner.errors import InputError
 from planner.problem.machine import Machine, Module, canonical_machine
-from plans.schema import Device, Host, Inventory
+from planner.problem.usable import part_of
+from plans.schema import Inventory
 
 MOST_IRREGULAR = 6
 """Most devices of irregular links of which every subset is a part."""
@@ -188,16 +189,8 @@ def _of_class(parts: tuple[Module, ...]) -> list[tuple[int, ...]]:
 
 
 def restricted(inventory: Inventory, devices: Sequence[int]) -> Inventory:
-    """Return the inventory with these devices alone, and with their hosts and links."""
-    kept: dict[str, Device] = {inventory.devices[index].id: inventory.devices[index] for index in sorted(devices)}
-    names = {device.host for device in kept.values()}
-    hosts: list[Host] = [
-        replace(host, pairs=tuple(pair for pair in host.pairs if pair.a in kept and pair.b in kept))
-        for host in inventory.hosts
-        if host.name in names
-    ]
-    network = inventory.network if len(hosts) > 1 else None
-    return replace(inventory, hosts=tuple(hosts), devices=tuple(kept.values()), network=network)
+    """Return the part of an inventory with these devices, given by index."""
+    return part_of(inventory, [inventory.devices[index].id for index in devices])
 
 
 def _divisions(total: int, most: Sequence[int]) -> Iterator[tuple[int, ...]]:

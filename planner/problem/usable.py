@@ -1,5 +1,6 @@
 """The part of an inventory that can run models: nothing is placed on other devices, and they decide nothing."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from planner.errors import InputError
@@ -15,10 +16,16 @@ def usable_inventory(inventory: Inventory, options: Options) -> Inventory:
     unusable = refuse_unusable(inventory, options)
     if not unusable:
         return inventory
-    devices = tuple(device for device in inventory.devices if device.id not in unusable)
+    return part_of(inventory, [device.id for device in inventory.devices if device.id not in unusable])
+
+
+def part_of(inventory: Inventory, ids: Collection[str]) -> Inventory:
+    """Return the inventory with these devices alone, in its order, and with their hosts and links."""
+    kept = frozenset(ids)
+    devices = tuple(device for device in inventory.devices if device.id in kept)
     in_use = {device.host for device in devices}
     hosts = tuple(
-        replace(host, pairs=tuple(pair for pair in host.pairs if not {pair.a, pair.b} & unusable.keys()))
+        replace(host, pairs=tuple(pair for pair in host.pairs if pair.a in kept and pair.b in kept))
         for host in inventory.hosts
         if host.name in in_use
     )

@@ -6,8 +6,9 @@ it where E(t) / L(t) is no more than the best known for a lower bound L(t) <= S(
 
 1. S(s) of a solved tree s that is no larger than t: nodes, levels and width only add work and bytes to any placement;
 2. V(n) + D(t): V(n), the least time of the base's part alone with n <= total_token(t) rows, and D(t), that of the
-   drafter's passes. V(1) is plain decoding, which is solved anyway; other V are bounds of
-   :mod:`planner.solver.bounds.in_use`, without memory and over all hosts. D(t) is first that of
+   drafter's passes. V(1) is plain decoding, which is solved anyway; other V are first those of
+   :mod:`planner.speculation.step_bound`, and where that is not enough bounds of :mod:`planner.solver.bounds.in_use`,
+   without memory and over all hosts, for which the groups of the machine are priced. D(t) is first that of
    :mod:`planner.speculation.draft_bound`, or the D(s) of a tree s whose drafter has no more to do: no more levels, no
    more width, no more nodes that are kept. Of trees that are solved, and of others where this is not enough, D is the
    bound of ``in_use``, too, with the drafter formulated;
@@ -33,10 +34,12 @@ from planner.costs.shares import DraftShares
 from planner.enough_hosts import on_hosts
 from planner.errors import NotProvenError
 from planner.problem.formulate import Formulation
+from planner.problem.machine import canonical_machine
 from planner.solver.blocks import TAIL
 from planner.solver.solve import LeastStep
 from planner.speculation.draft_bound import least_draft_ns
 from planner.speculation.grid import contains, drafted, no_less, size, undominated
+from planner.speculation.step_bound import Region, StepBound, regions_of
 from plans.acceptance import PPM, Profile
 from plans.schema import Tree
 from plans.step import tree_rows, written_rows
@@ -245,8 +248,29 @@ class _Search:
 
     def _least_ns(self, tree: Tree) -> float:
         """Return L of a tree."""
-        rows = max(ns for fewer, ns in self.rows_ns.items() if no_less(self._rows(tree), fewer))
+        known = (ns for fewer, ns in self.rows_ns.items() if no_less(self._rows(tree), fewer))
+        rows = max(self._any_rows_ns(tree), *known)
         return max(rows + self._draft_ns(tree), self.longer_ns.get(tree, 0), *self._from_solved(tree))
+
+    @cached_property
+    def _any_rows_ns(self) -> Callable[[Tree], float]:
+        """Return V of a tree without pricing any group."""
+        known: dict[tuple[int, int], float] = {}
+
+        def least_ns(tree: Tree) -> float:
+            rows = self._rows(tree)
+            if rows not in known:
+                formulation = self.formulation_of(tree)
+                draft, options = formulation.draft, formulation.options
+                bound = StepBound(model=formulation.model, draft=draft, options=options)
+                known[rows] = bound.base_ns(formulation.usable, self._regions)
+            return known[rows]
+
+        return least_ns
+
+    @cached_property
+    def _regions(self) -> tuple[Region, ...]:
+        return regions_of(canonical_machine(self.formulation_of(None).usable))
 
     @cached_property
     def _rows(self) -> Callable[[Tree | None], tuple[int, int]]:

@@ -24,7 +24,8 @@ from plans.fleet import check_fleet, microtokens_per_s
 from plans.places import places
 from plans.schema import Inventory, Options, Plan
 from plans.step import step_options
-from tests.planner.instances import TINY, cpu, gpu, host, listed, saved
+from tests.planner import machines
+from tests.planner.instances import TINY, cpu, demo, gpu, host, listed, saved
 from tests.planner.machines import random_machine, rewritten
 
 SEEDS = (0, 3, 4, 6, 7, 11, 14, 20, 22)
@@ -294,6 +295,19 @@ def test_replicas_of_hosts_written_alike_are_on_hosts_of_their_own(base: BaseInp
 
 
 # ---- a published direction ----
+
+
+def test_unlike_hosts_share_devices_of_several_looks() -> None:
+    """A stage on devices of both looks on both hosts, which are no equal hosts, is faster than any of one look."""
+    link = {"class": "nvlink", "latency": "100 ns", "bandwidth": "400 GB/s"}
+    looks = ((5000, 50), (5000, 51)), ((5000, 50), (5000, 51), (5000, 51))
+    hosts = [
+        host(f"h{number}", *(machines.device(f"d{number}-{n}", *own) for n, own in enumerate(of_host)), links=link)
+        for number, of_host in enumerate(looks)
+    ]
+    base, _ = demo(None)
+    fleet = fleets.divided(request_of(base, {"hosts": hosts, "network": link}), Asked(replicas=1), ONE).fleet
+    assert [len(replica.devices) for replica in fleet.replicas] == [5]
 
 
 def test_many_sequences_of_a_small_model_are_faster_on_replicas(tmp_path: Path) -> None:
