@@ -284,6 +284,7 @@ def _serve(
             together.wait()
             if rank < computing:
                 ready = partial(_meet, groups.get(computing))
+                products.begin_at(rank, computing)
                 own[computing], rows[computing] = products.samples(ready), products.row_samples(ready)
                 scored[computing] = products.score_samples(ready)
         for members, barrier in barriers.items():
