@@ -26,6 +26,8 @@ SLOT_BYTES = 16384
 USES_BYTES = 64
 CHANNEL_BYTES = 64
 """A line of the processor's cache each: what different ranks write does not share one."""
+LOOK_NS = 100_000
+"""Longest time for which a rank that waits looks for a message before it sleeps, in ns."""
 USES_OFFSET = SLOTS * SLOT_BYTES
 CHANNELS_OFFSET = USES_OFFSET + USES_BYTES
 

@@ -41,7 +41,7 @@ from planner.hardware.measured import (
     link_of,
     rates_of,
 )
-from planner.problem.placed import draft_ns, parts_ns
+from planner.problem.placed import draft_ns, messages_ns, parts_ns
 from plans.schema import Device, Plan, Tree
 from plans.strict_yaml import dump_yaml
 
@@ -318,7 +318,9 @@ def _with_pass(device: Device, ns: int) -> Device:
 
 
 def _layers_ns(plan: Plan) -> int:
-    return parts_ns(plan, replace(plan.options, tree=None))[1]
+    """Return the time of a plain step's layers, as `bench` has it: without the hop to them."""
+    plain = replace(plan.options, tree=None)
+    return parts_ns(plan, plain)[1] - messages_ns(plan, plain)[0]
 
 
 def _tables_ns(plan: Plan) -> int:

@@ -15,8 +15,10 @@ from planner.costs.work import Pass, Work, exchange_ns
 from planner.problem.device_sets import DeviceSet
 from planner.problem.machine import Look, look_of
 from planner.solver.problem import Receive
+from plans import cpu_times
 from plans.kv import KvShare
 from plans.schema import Attention, Device
+from plans.shared_memory import LOOK_NS
 
 NOTHING = Receive(same_ns=0, inside_ns=0, near_ns=0, far_ns=0)
 """Cost of receiving nothing, as the first block of the chain does."""
@@ -61,8 +63,15 @@ class Links:
         return cache(self._receive)
 
     def receive_awake(self, device_set: DeviceSet, message_bytes: int) -> Receive:
-        """Return that cost with receivers that wait for no longer than they look for a message."""
-        return self._receive(device_set, message_bytes, awake=True)
+        """Return that cost with receivers that wait for the embedding alone, and sleep where it takes longer than they
+        look for a message.
+        """
+        return self._receive(device_set, message_bytes, awake=self._embeds_briefly)
+
+    @cached_property
+    def _embeds_briefly(self) -> bool:
+        """Whether each CPU's embedding takes no longer than who waits for it looks."""
+        return all(cpu_times.table_ns(device) <= LOOK_NS for device in self.devices if device.kind == "cpu")
 
     def _receive(self, device_set: DeviceSet, message_bytes: int, *, awake: bool = False) -> Receive:
         """Price broadcasts from a leader inside the set, from its host, and from another host, in rising order."""

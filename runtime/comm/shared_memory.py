@@ -2,8 +2,11 @@
 
 ``plans.shared_memory`` says which ranks share memory, and what lies where; ``exchange`` what the compiled code is
 given. No port is opened, and only processes of this user can open the file. A rank that waits does so in compiled code,
-without the interpreter's lock: first it looks, and lets others run between two looks; after SPIN_NS it sleeps. Whoever
-watches the ranks ends those that wait for one that died or hangs, as in any other group.
+without the interpreter's lock: first it looks, and lets others run between two looks; after ``LOOK_NS`` it sleeps. On a
+virtual machine of two cores whoever wakes another takes 30 to 55 us for it, which the slowest rank then does amid a
+step, and 5 us where the other looks; who is woken is 50 to 85 us late. No core is busy for longer: where ranks with
+unequal shares wait longer in each layer, they sleep. Whoever watches the ranks ends those that wait for one that died
+or hangs, as in any other group.
 """
 
 import ctypes
@@ -24,10 +27,6 @@ from plans import shared_memory as layout
 from runtime.comm.exchange import ALL_GATHER, ALL_REDUCE, BROADCAST, Exchange
 from runtime.errors import MachineError
 
-SPIN_NS = 100_000
-"""Longest time for which a rank that waits looks, in ns. On a virtual machine of two cores whoever wakes another takes
-30 to 55 us for it, which the slowest rank then does amid a step, and 5 us where the other looks; who is woken is 50 to
-85 us late. No core is busy for longer: where ranks with unequal shares wait longer in each layer, they sleep."""
 TIMEOUT_NS = 600 * 10**9
 """Time-out of one piece of a message, in ns; the watchdog ends a run long before."""
 SUMMED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -97,7 +96,7 @@ class SharedMemory:
             nbytes=data.nbytes,
             out=out.data_ptr(),
             partial=self._partial.data_ptr(),
-            spin_ns=SPIN_NS,
+            spin_ns=layout.LOOK_NS,
             timeout_ns=TIMEOUT_NS,
             failed=ctypes.addressof(self._failed),
         )
