@@ -29,9 +29,10 @@ WINDOW = 64
 TREE = Tree(kind="dynamic", total_token=12, depth=2, top_k=4, paths=None)
 READS = ("_local_scalar_dense", "nonzero", "item", "masked_select", "unique")
 """Operations that wait for data, or whose shapes depend on it."""
-HOST = ["tolist", "tolist", "tolist", "__int__", "__int__", "tolist"]
-"""What the host of a CPU reads of a step: trees and choices, to walk; the most that a sequence accepted, to keep and to
-draft for no other rows; the message."""
+HOST = [*["tolist"] * 4, "__int__", *["numpy"] * 4, "__int__", "tolist"]
+"""What the host of a CPU reads of a step: parents, for the ancestors; trees and choices, to walk; the most that a
+sequence accepted, to draft for no other rows; candidates, to select nodes; that most, to keep no others; the message.
+"""
 TRANSFERS = ("tolist", "item", "numpy", "cpu", "__array__", "__bool__", "__int__", "__float__", "__index__")
 """Methods of a tensor that copy data to the host."""
 
