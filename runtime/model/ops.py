@@ -24,6 +24,8 @@ from runtime.errors import MachineError
 from runtime.model.kernels import code
 from runtime.model.kernels.arguments import (
     EPSILON_UNIT,
+    MANY_ROWS,
+    STRIP_ROWS,
     Attend,
     Gated,
     GroupedProduct,
@@ -34,7 +36,7 @@ from runtime.model.kernels.arguments import (
     Top,
     attend_floats,
 )
-from runtime.model.kernels.processor import multiplies_pairs, multiplies_tiles
+from runtime.model.kernels.processor import multiplies_pairs, multiplies_panels, multiplies_tiles
 from runtime.model.kv_codes import stored_dims
 from runtime.model.mask import Mask
 
@@ -131,10 +133,17 @@ def counters(device: torch.device) -> Tensor:
     return torch.zeros(on_gpu("products").COUNTERS, dtype=torch.int32, device=device)
 
 
-def widens(dtype: torch.dtype) -> bool:
+def widens(dtype: torch.dtype, rows: int = 0) -> bool:
     """Return True where products do not read their input as it is: halves that the processor does not multiply become
-    float32, and those of which it multiplies tiles are packed."""
+    float32, and those of which it multiplies tiles are packed, as are many ``rows`` of float32 for panels."""
+    if multiplies_panels(dtype):
+        return rows >= MANY_ROWS
     return dtype.itemsize < 4 and (multiplies_tiles(dtype) or not multiplies_pairs(dtype))
+
+
+def packed_rows(rows: int, dtype: torch.dtype) -> int:
+    """Return the rows of scratch for x: whole strips, where many rows are packed for panels."""
+    return -(-rows // STRIP_ROWS) * STRIP_ROWS if multiplies_panels(dtype) and rows >= MANY_ROWS else rows
 
 
 def widened_scratch(rows: int, inputs: int) -> tuple[Tensor, bool]:
@@ -155,7 +164,8 @@ def product(x: Tensor, weight: Tensor, added: Tensor | None = None) -> Tensor:
     assert weight_inputs == inputs
     assert added is None or (added.shape[1] == outputs and added.shape[0] in (1, rows))
     out = torch.empty(rows, outputs, dtype=x.dtype)
-    widened, per_thread = widened_scratch(rows, inputs) if widens(x.dtype) else (None, False)
+    scratch_rows = packed_rows(rows, x.dtype)
+    widened, per_thread = widened_scratch(scratch_rows, inputs) if widens(x.dtype, rows) else (None, False)
     call = _product(
         x=x.data_ptr(),
         x_stride=size * x.stride(0),

@@ -150,9 +150,9 @@ class WholeLayers:
         assert rows.oldest is None or rows.oldest.shape == (sequences,)
         assert rows.oldest is None or not rows.tree or (rows.ring > 0 and rows.positions is not None)
         assert rows.positions is None or (rows.positions.shape == (width,) and rows.positions.is_contiguous())
-        widens, per_thread = ops.widens(self._dtype) or self._coded, width <= NORMED_ROWS
+        widens, per_thread = ops.widens(self._dtype, width) or self._coded, width <= NORMED_ROWS
         packs = multiplies_tiles(self._dtype) and per_thread
-        widened_rows = (width * threads if packs else width) if widens else 0
+        widened_rows = (width * threads if packs else ops.packed_rows(width, self._dtype)) if widens else 0
         own = self._divisions.get((width, threads))
         if own is not None and own.columns < columns:
             own = None  # so that nothing keeps the old scratch

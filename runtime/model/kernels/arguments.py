@@ -13,6 +13,8 @@ SCALES = ("bfloat16", "float16", "float32", "float8_e8m0")
 """Dtypes of their scales."""
 CODED_ROWS = 5
 """Rows of a quantized weight for which a thread has scratch: some that are float32, and their factors."""
+MANY_ROWS, STRIP_ROWS = 144, 12
+"""Least rows of x that are multiplied with panels of a weight, and those that are packed together for it."""
 ITEMS, FEW_ITEMS, MANY_COLUMNS = 16, 4, 16384
 """Most items, query heads of rows, that attend to a KV head together: to up to MANY_COLUMNS columns, and to more."""
 LINE_FLOATS = 16
@@ -51,8 +53,8 @@ class Product(NamedTuple):
     inputs: int
     outputs: int
     widened: int
-    """Scratch for x as float32 [rows, inputs], or packed where tiles are multiplied (``multiply_tiles``), one for the
-    team or one per thread; address 0: x is multiplied as it is."""
+    """Scratch for x as float32 [rows, inputs], or packed where tiles (``multiply_tiles``) or panels are multiplied
+    (``multiply_panels``), one for the team or one per thread; address 0: x is multiplied as it is."""
     widened_stride: int
     widened_per_thread: int
     """1: each thread has its own scratch and waits for no other."""

@@ -16,7 +16,7 @@ from numba import njit
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from runtime.model.kernels.processor import lanes, multiplies_pairs, multiplies_tiles
+from runtime.model.kernels.processor import lanes, multiplies_pairs, multiplies_panels, multiplies_tiles
 
 F = np.float32
 F32, F64 = ir.FloatType(), ir.DoubleType()
@@ -157,6 +157,11 @@ def pairs(element: types.Type) -> bool:
 def tiles(element: types.Type) -> bool:
     """Return True where tiles of elements are multiplied; see ``processor.multiplies_tiles``."""
     return element == ELEMENTS[torch.bfloat16] and multiplies_tiles(torch.bfloat16)
+
+
+def panels(element: types.Type) -> bool:
+    """Return True where panels of many rows are multiplied; see ``processor.multiplies_panels``."""
+    return element == types.float32 and multiplies_panels(torch.float32)
 
 
 def pointer(builder: ir.IRBuilder, address: Any) -> Any:

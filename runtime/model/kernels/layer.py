@@ -18,6 +18,7 @@ from runtime.model.kernels.arguments import Attend, CodedProduct, Codes, Forward
 from runtime.model.kernels.attention import attend_all, rotate_and_write
 from runtime.model.kernels.elements import arguments_at, arguments_of, itemsize, run_kernel
 from runtime.model.kernels.multiply import multiply
+from runtime.model.kernels.multiply_panels import multiply_panels, pack_strips, panels_apply
 from runtime.model.kernels.products import arrange
 from runtime.model.kernels.rowwise import gate_row, norm_row
 from runtime.model.kernels.subroutines import subroutine
@@ -112,7 +113,12 @@ def _product(
         )  # fmt: skip
         run_kernel(data, f.coded, product)
     else:
-        if f.widened and f.widened_per_thread:
+        in_panels = f.widened != 0 and panels_apply(data, f.rows, inputs, of_part // team)
+        if in_panels:
+            pack_strips(data, x, x_stride, f.widened, f.widened_stride, inputs, me, f.rows, team)
+            barrier()
+            x, x_stride = f.widened, f.widened_stride
+        elif f.widened and f.widened_per_thread:
             own = f.widened + me * f.rows * f.widened_stride
             arrange(data, data, x, x_stride, own, f.widened_stride, inputs, 0, f.rows, 1)
             x, x_stride = own, f.widened_stride
@@ -122,8 +128,11 @@ def _product(
             x, x_stride = f.widened, f.widened_stride
         a = _as_product(f, inputs, start, weight_stride, added, added_stride, out, out_stride, outputs)
         for part in range(parts):
-            first = part * of_part
-            multiply(data, a, x, x_stride, first + of_part * me // team, first + of_part * (me + 1) // team)
+            first, last = part * of_part + of_part * me // team, part * of_part + of_part * (me + 1) // team
+            if in_panels:
+                multiply_panels(data, a, x, x_stride, first, last)
+            else:
+                multiply(data, a, x, x_stride, first, last)
 
 
 @subroutine(apart=True)

@@ -41,6 +41,11 @@ def multiplies_pairs(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and has("avx512bf16", "avx512bw")
 
 
+def multiplies_panels(dtype: torch.dtype) -> bool:
+    """Return True where many rows are multiplied with panels of a weight: float32, by the 32 registers of AVX-512."""
+    return dtype == torch.float32 and has("avx512f")
+
+
 @cache
 def multiplies_tiles(dtype: torch.dtype) -> bool:
     """Return True where AMX multiplies tiles of elements: it is there, and Linux lets this process use it.

@@ -17,6 +17,7 @@ from runtime.model.kernels.elements import (
     wide,
 )
 from runtime.model.kernels.multiply import multiply
+from runtime.model.kernels.multiply_panels import multiply_panels, pack_strips, panels_apply
 from runtime.model.kernels.multiply_tiles import pack, pack_groups
 from runtime.model.kernels.subroutines import by_tiles, subroutine
 from runtime.model.kernels.team import barrier, thread, threads
@@ -29,6 +30,11 @@ def product(data: Any) -> None:
     a = product_arguments(data)
     me, team = np.int64(thread()), np.int64(threads())
     x, x_stride = a.x, a.x_stride
+    if a.widened and panels_apply(data, a.rows, a.inputs, a.outputs // team):
+        pack_strips(data, a.x, a.x_stride, a.widened, a.widened_stride, a.inputs, me, a.rows, team)
+        barrier()
+        multiply_panels(data, a, a.widened, a.widened_stride, a.outputs * me // team, a.outputs * (me + 1) // team)
+        return
     if a.widened and not a.widened_per_thread:
         x, x_stride = a.widened, a.widened_stride
         arrange(data, data, a.x, a.x_stride, x, x_stride, a.inputs, me, a.rows, team)

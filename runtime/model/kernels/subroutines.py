@@ -15,7 +15,7 @@ from numba.core import compiler, types
 from numba.core.cpu_options import FastMathOptions
 from numba.extending import intrinsic
 
-from runtime.model.kernels.elements import FLOATING, tiles
+from runtime.model.kernels.elements import FLOATING, panels, tiles
 
 _COMPILED: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 """By library, which is one kernel: descriptors of the subroutines in it, by function and signature."""
@@ -61,9 +61,17 @@ def by_tiles(tiled: Any, other: Any) -> Any:
 
     Both are subroutines with the same arguments; only the one that is chosen is compiled.
     """
+    return _by_element(tiles, tiled, other)
 
+
+def by_panels(paneled: Any, other: Any) -> Any:
+    """Return a function: ``paneled`` where panels of elements of its first argument are multiplied, else ``other``."""
+    return _by_element(panels, paneled, other)
+
+
+def _by_element(chosen: Callable[[types.Type], bool], one: Any, other: Any) -> Any:
     def typed(typing: Any, *arguments: Any) -> Any:
-        return (tiled if tiles(arguments[0].dtype) else other)._defn(typing, *arguments)
+        return (one if chosen(arguments[0].dtype) else other)._defn(typing, *arguments)
 
     typed.__signature__ = inspect.signature(other._defn)  # type: ignore[attr-defined]
     typed.__name__ = typed.__qualname__ = other._defn.__name__

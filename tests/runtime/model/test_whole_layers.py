@@ -13,6 +13,7 @@ from plans.schema import WeightFormat
 from runtime.comm.groups import Group
 from runtime.model import ops
 from runtime.model.blocks import Eagle3Layer, Layer
+from runtime.model.kernels.arguments import MANY_ROWS
 from runtime.model.kv_codes import encoded
 from runtime.model.layers import WHOLE, Attend, Attention, GatedMlp, Linear, Norm, Rows, rotary_table
 from runtime.model.scores import PLAIN, Scores
@@ -107,6 +108,27 @@ def test_two_layers_have_the_bits_of_their_steps(dtype: torch.dtype, threads: in
                 assert torch.equal(whole.run(number), hidden)
                 assert torch.equal(mine[number].view(torch.uint8), cache.view(torch.uint8))
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("channels", [96, 203])
+def test_a_layer_of_many_rows_has_the_bits_of_fewer(threads: int, channels: int) -> None:
+    """Of float32, whose products of many rows are those with panels, and of channels that panels do not fit."""
+    before, n = torch.get_num_threads(), MANY_ROWS // 2 + 3
+    torch.set_num_threads(threads)
+    layer = make_layer(torch.float32, 1, hidden=64, heads=4, kv_heads=2, dims=32, channels=channels, normed=True)
+    rows, hidden = make_rows(torch.float32, n, 32, indexed=False, t=n + 6), seeded(2 * n, 64, dtype=torch.float32)
+    caches = [seeded(3, n + 20, 4, 32, dtype=torch.float32) for _ in range(2)]
+    whole = WholeLayers([layer], caches[:1])
+    whole.begin(hidden, rows)
+    together = whole.run(0).clone()
+    steps = layer(hidden, caches[1], rows)
+    torch.set_num_threads(before)
+    assert torch.equal(together, steps)
+    assert torch.equal(caches[0], caches[1])
+    normed = ops.norm(hidden, layer.attention_norm.weight, layer.attention_norm.eps)
+    alone = torch.cat([ops.product(normed[row : row + 1], layer.attention.qkv.weight) for row in range(2 * n)])
+    assert torch.equal(ops.product(normed, layer.attention.qkv.weight), alone)
 
 
 IN_CODES = [

@@ -34,6 +34,8 @@ from plans.dtypes import cached_width
 from runtime.model import ops
 from runtime.model.kernels.arguments import (
     CODED_ROWS,
+    MANY_ROWS,
+    STRIP_ROWS,
     Attend,
     CodedProduct,
     Codes,
@@ -74,6 +76,11 @@ def packed(start: int, count: int, inputs: int) -> Iterator[Access]:
     yield "widened", start, start + count * -(-inputs // 32) * 64
 
 
+def packed_rows(count: int, size: int) -> int:
+    """Return the rows of scratch for many rows of float32: whole strips of a product with panels."""
+    return -(-count // STRIP_ROWS) * STRIP_ROWS if (LANES, size) == (16, 4) and count >= MANY_ROWS else count
+
+
 def product(a: Product, size: int, threads: int) -> Iterator[Access]:
     yield from rows("x", a.x, a.x_stride, a.rows, a.inputs * size)
     yield from rows("weight", a.weight, a.weight_stride, a.outputs, a.inputs * size)
@@ -81,7 +88,7 @@ def product(a: Product, size: int, threads: int) -> Iterator[Access]:
     if a.added:
         yield from rows("added", a.added, a.added_stride, a.rows, a.outputs * size)
     if a.widened:
-        count = threads * a.rows if a.widened_per_thread else a.rows
+        count = threads * a.rows if a.widened_per_thread else packed_rows(a.rows, size)
         yield from rows("widened", a.widened, a.widened_stride, count, a.inputs * 4)
         yield from packed(a.widened + (count - a.rows) * a.widened_stride, a.rows, a.inputs)
 
@@ -271,7 +278,7 @@ def layer(a: Layer, size: int, threads: int) -> Iterator[Access]:
         yield from matrix("down", f, (a.down, a.down_stride, a.down_codes), f.hidden_size, a.channels, size)
         yield from rows("inner", f.inner, 3 * a.channels * size, f.rows, 3 * a.channels * size)
     if f.widened:
-        count = threads * f.rows if f.widened_per_thread else f.rows
+        count = threads * f.rows if f.widened_per_thread else packed_rows(f.rows, size)
         yield from rows("widened", f.widened, f.widened_stride, count, max(inputs) * 4)
         yield from packed(f.widened + (count - f.rows) * f.widened_stride, f.rows, max(inputs))
     codes = (a.qkv_codes, a.o_codes) if a.attends else ()
