@@ -122,7 +122,7 @@ class KvCache:
         counts = (self._number[:width] <= last) & (rows < self.rows)
         if self.parts > 1:
             counts &= position % self.parts == self.part
-        return self.positions(width, own), torch.where(counts, rows, self._zero).add_(self._first_row[own]).flatten()
+        return position, torch.where(counts, rows, self._zero).add_(self._first_row[own]).flatten()
 
     def _places(self, own: slice) -> dict[str, Any]:
         """Return where positions of sequences ``own`` lie, as ``triton_kernels.caches`` takes it."""
