@@ -24,6 +24,7 @@ from plans.slots import device_slots
 from plans.step import tree_rows
 from runtime.comm.groups import Comm
 from runtime.image.slots import Image
+from runtime.model.kernels.arguments import MANY_ROWS
 from runtime.processes.rank import Rank
 from runtime.request import Request
 from runtime.sampling import Sampling
@@ -110,6 +111,7 @@ class Case:
     batch: int = 1
     tree: tuple[int, int, int] = (16, 3, 4)
     chunk: int = CHUNK
+    context: int = CONTEXT
     tables: tuple[str, ...] = ()
     draft: tuple[str, ...] = ()
     schedule: tuple[tuple[int, tuple[int, int, int] | None], ...] = ()
@@ -154,7 +156,7 @@ def planned(case: Case, checkpoints: Checkpoints) -> Plan:
         draft=draft.draft if draft else None,
         placement=split_draft(model, draft.draft, case.draft) if draft and case.draft else None,
         inputs=inputs_of(checkpoints.base, draft),
-        context=CONTEXT,
+        context=case.context,
         prefill_chunk=case.chunk,
         dtype=case.dtype,
         kv_dtype=case.kv_dtype,
@@ -177,6 +179,17 @@ def dynamic(total_token: int, depth: int, top_k: int) -> Tree:
 def test_a_run_takes_the_memory_of_its_plan(case: Case, checkpoints: Checkpoints, tmp_path: Path) -> None:
     plan = planned(case, checkpoints)
     assert_memory_is_planned(plan, compiled(tmp_path / "plan", plan, checkpoints, case.kind), case.batch)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_chunk_of_many_rows_takes_the_memory_of_its_plan(
+    dtype: DType, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    """As many as are packed for products with panels."""
+    case = Case(kind=None, dtype=dtype, chunk=MANY_ROWS + 1, context=MANY_ROWS + 32)
+    plan = planned(case, checkpoints)
+    directory = compiled(tmp_path / "plan", plan, checkpoints, case.kind)
+    assert_memory_is_planned(plan, directory, case.batch, MANY_ROWS + 1)
 
 
 GROWING = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1000.0, "original_max_position_embeddings": 16}
@@ -312,8 +325,8 @@ def test_windows_take_the_memory_of_their_plan(
     assert_memory_is_planned(plan, target, plan.options.batch)
 
 
-def assert_memory_is_planned(plan: Plan, directory: Path, batch: int) -> None:
-    prompt = tuple(range(3, 23))
+def assert_memory_is_planned(plan: Plan, directory: Path, batch: int, prompt_tokens: int = 20) -> None:
+    prompt = tuple(3 + number % 20 for number in range(prompt_tokens))
 
     def serve(image: Image, comm: Comm) -> tuple[dict[str, int], int]:
         rank, alive = Rank(plan, directory, image, comm), Alive()
