@@ -217,9 +217,11 @@ class _Placed:
         awake = {device.id for device in self.plan.devices} <= set(last.devices)
         for host in used:
             members, several = self.links.fabric.of_host[host], counts[host] > 1
-            awake_ns = self.links.awake_ns(members, message) if awake else None
-            rounds_ns = self.links.round_ns(members, message) * rounds(counts[host])
-            inside += rounds_ns if awake_ns is None else awake_ns * several
+            awake_ns, round_ns = self.links.awake_ns(members, message), self.links.round_ns(members, message)
+            if awake_ns is None:
+                inside += round_ns * rounds(counts[host])
+            else:
+                inside += (awake_ns if awake else round_ns) * several
         return inside + (len(used) - 1) * self.links.network_ns(message)
 
 

@@ -214,5 +214,5 @@ def _messages(problem: Problem, answer: Answer) -> int:
     per_host = [sum(device in used for device in devices) for devices in problem.hosts]
     inside = 0
     for count, ns, awake_ns in zip(per_host, problem.message_ns, problem.awake_ns, strict=True):
-        inside += awake_ns * (count > 1) if awake and awake_ns is not None else ns * rounds(count)
+        inside += ns * rounds(count) if awake_ns is None else (awake_ns if awake else ns) * (count > 1)
     return inside + problem.network_message_ns * (sum(count > 0 for count in per_host) - 1)

@@ -88,7 +88,8 @@ def add_use(builder: Builder, problem: Problem, stages: Stages, blocks: Blocks) 
     """Add the devices in use: each is told what was accepted, once per host over the network, then inside the host.
 
     There the devices that know it double with each round: round r is needed by more than 2^(r - 1) devices in use.
-    Where devices that are awake are told faster, the first round is theirs, and all others are of those that sleep.
+    Where devices that are awake are told faster, all have the message at once: there is one round, for those that sleep
+    a longer one.
     """
     model = builder.model
     used = tuple(builder.flag(f"used{d}") for d in range(len(problem.devices)))
@@ -102,18 +103,18 @@ def add_use(builder: Builder, problem: Problem, stages: Stages, blocks: Blocks) 
     time_ns: list[Linear] = []
     asleep = None if problem.awake_ns.count(None) == len(problem.hosts) else _asleep(builder, used, blocks)
     for host, devices in enumerate(problem.hosts):
-        for number in range(rounds(len(devices)) if problem.message_ns[host] else 0):
+        awake_ns = problem.awake_ns[host]
+        several = rounds(len(devices)) if awake_ns is None else min(1, len(devices) - 1)
+        for number in range(several if problem.message_ns[host] else 0):
             known = 1 << number
             needed = builder.flag(f"round{host}_{number}")  # more devices of the host are in use than know it before
             model.add(sum(used[d] for d in devices) <= known + (len(devices) - known) * needed)
-            awake_ns = problem.awake_ns[host]
             if asleep is None or awake_ns is None:
                 time_ns.append(problem.message_ns[host] * needed)
                 continue
-            roused = builder.flag(f"roused{host}_{number}")  # the round is needed, and for devices that sleep
+            roused = builder.flag(f"roused{host}")  # several devices of the host are told, who sleep
             model.add(roused >= needed + asleep - 1)
-            time_ns.append(awake_ns * needed if number == 0 else 0)
-            time_ns.append((problem.message_ns[host] - (awake_ns if number == 0 else 0)) * roused)
+            time_ns += awake_ns * needed, (problem.message_ns[host] - awake_ns) * roused
         for device in devices:
             model.add_implication(used[device], reached[host])
     time_ns.append(problem.network_message_ns * (sum(reached) - 1))

@@ -86,9 +86,9 @@ def messages_ns(problem: Problem, used: Iterable[int], *, awake: bool) -> int:
     """Return the time of the step message; ``awake``: to devices that are."""
     counts = [len(set(used) & set(devices)) for devices in problem.hosts]
     inside = sum(
-        min(count - 1, 1) * awake_ns
-        if awake and awake_ns is not None and count
-        else ns * sum(count > known for known in (1, 2, 4, 8))
+        ns * sum(count > known for known in (1, 2, 4, 8))
+        if awake_ns is None
+        else (awake_ns if awake else ns) * (count > 1)
         for ns, awake_ns, count in zip(problem.message_ns, problem.awake_ns, counts, strict=True)
     )
     return inside + (len([count for count in counts if count]) - 1) * problem.network_message_ns

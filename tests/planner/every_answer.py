@@ -217,6 +217,6 @@ def _messages_ns(problem: Problem, answer: Answer) -> int:
     inside, end = 0, set(_options(problem, answer)[-1].devices)
     for count, ns, awake_ns in zip(in_use, problem.message_ns, problem.awake_ns, strict=True):
         if count > 1:
-            asleep = awake_ns is None or not used.issubset(end)
-            inside += ns * math.ceil(math.log2(count)) if asleep else awake_ns
+            told_ns = ns if awake_ns is None or not used.issubset(end) else awake_ns
+            inside += ns * math.ceil(math.log2(count)) if awake_ns is None else told_ns
     return inside + problem.network_message_ns * (sum(count > 0 for count in in_use) - 1)
