@@ -17,6 +17,7 @@ one step of a layer, and all threads of libgomp's team (the threads that torch h
     logits        highest logits, top-k with log-softmax
     attention     rotary embedding, write to the KV cache, attention
     coded         product with a weight in codes
+    coded_loops   their inner loops
     decoding      codes as float32
     int4          products with codes of int4, as integers
     int8          products with codes of int8 of one scale for each output, as integers

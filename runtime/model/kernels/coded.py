@@ -14,6 +14,7 @@ from numba.core import types
 
 from runtime.model.kernels import coded_tiles, int4, int8, int8_tiles
 from runtime.model.kernels.arguments import CODED_ROWS, CodedProduct
+from runtime.model.kernels.coded_loops import coded_dots, exact_dots
 from runtime.model.kernels.decoding import (
     BLOCK,
     FLOAT4,
@@ -37,7 +38,7 @@ from runtime.model.kernels.elements import (
     put,
     stack_floats,
 )
-from runtime.model.kernels.inner_loops import coded_dots, exact_dots, finish
+from runtime.model.kernels.inner_loops import finish
 from runtime.model.kernels.subroutines import by_tiles, subroutine
 from runtime.model.kernels.team import barrier, thread, threads
 

@@ -20,7 +20,6 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from runtime.model.kernels import decoding, int4, int8
 from runtime.model.kernels.elements import (
     BFLOAT,
     F32,
@@ -29,7 +28,6 @@ from runtime.model.kernels.elements import (
     LANES,
     LINE_BYTES,
     function,
-    held,
     narrowed,
     pairs,
     pointer,
@@ -63,8 +61,8 @@ def dots(outputs: int, rows: int, prefetches: int = 0, *, apart: bool = False) -
     def code(element: types.Type, context: Any, builder: ir.IRBuilder, args: Any) -> Any:
         _, left, left_stride, right, right_stride, out, out_stride, length, ahead = args
         vector = ir.VectorType(F32, LANES)
-        lefts = [_row(builder, left, left_stride, number) for number in range(outputs)]
-        rights = [_row(builder, right, right_stride, number) for number in range(rows)]
+        lefts = [row_at(builder, left, left_stride, number) for number in range(outputs)]
+        rights = [row_at(builder, right, right_stride, number) for number in range(rows)]
         before, loop = builder.block, builder.append_basic_block("loop")
         after = builder.append_basic_block("after")
         builder.branch(loop)
@@ -83,17 +81,19 @@ def dots(outputs: int, rows: int, prefetches: int = 0, *, apart: bool = False) -
                 place = number * outputs + index if outputs <= rows else index * outputs + number
                 next_sums[place] = add(sums[place], *((value, other) if outputs <= rows else (other, value)))
         for number in range(prefetches):
-            prefetch(builder, builder.add(_row(builder, ahead, left_stride, number), _bytes(builder, offset, element)))
+            prefetch(
+                builder, builder.add(row_at(builder, ahead, left_stride, number), _bytes(builder, offset, element))
+            )
         next_offset = builder.add(offset, I64(step(element)))
         offset.add_incoming(next_offset, loop)
         for partial, value in zip(sums, next_sums, strict=True):
             partial.add_incoming(value, loop)
         builder.cbranch(builder.icmp_signed("<", next_offset, length), loop, after)
         builder.position_at_end(after)
-        _store_totals(builder, next_sums, outputs, out, out_stride if apart else None)
+        store_totals(builder, next_sums, outputs, out, out_stride if apart else None)
         return context.get_dummy_value()
 
-    return _inner_loop(code, 8)
+    return inner_loop(code, 8)
 
 
 def part_dots(outputs: int, rows: int, prefetches: int) -> Any:
@@ -112,8 +112,8 @@ def part_dots(outputs: int, rows: int, prefetches: int) -> Any:
         _, left, left_stride, right, right_stride, sums, length, begins, out, ahead = args
         vector, count, nbytes = ir.VectorType(F32, LANES), rows * outputs, element.bitwidth // 8
         zero = ir.Constant(vector, [0.0] * LANES)
-        lefts = [_row(builder, left, left_stride, number) for number in range(outputs)]
-        rights = [_row(builder, right, right_stride, number) for number in range(rows)]
+        lefts = [row_at(builder, left, left_stride, number) for number in range(outputs)]
+        rights = [row_at(builder, right, right_stride, number) for number in range(rows)]
         places = [pointer(builder, builder.add(sums, I64(4 * LANES * number))) for number in range(count)]
 
         def multiply(offset: Any, totals: Sequence[Any]) -> list[Any]:
@@ -162,12 +162,12 @@ def part_dots(outputs: int, rows: int, prefetches: int) -> Any:
             builder.store(total, place, align=4)
         builder.branch(after)
         builder.position_at_end(last)
-        _store_totals(builder, totals, outputs, out, None)
+        store_totals(builder, totals, outputs, out, None)
         builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
 
-    return _inner_loop(code, 9)
+    return inner_loop(code, 9)
 
 
 def repeated(builder: ir.IRBuilder, first: Any, end: Any, values: Sequence[Any], body: Any) -> list[Any]:
@@ -194,119 +194,6 @@ def repeated(builder: ir.IRBuilder, first: Any, end: Any, values: Sequence[Any],
         end_value.add_incoming(result, back)
         ends.append(end_value)
     return ends
-
-
-def coded_dots(code: int | None, outputs: int, rows: int, *, zeros: bool) -> Any:
-    """Return an intrinsic for the dot products of ``outputs`` rows of a weight in codes with ``rows`` rows of x.
-
-    Its arguments: the kernel's pointer; address and stride of the codes, or of their numbers (``code`` None); of the
-    rows of x as ``decoding.arranged`` leaves them, with what each block begins with behind the last block, or as
-    ``int4.arrange`` does; of the results, float32 [rows, outputs] without a gap; of the scales of each row of codes, as
-    ``write_factors`` leaves them; address of the zero points, which have the same stride and are read where ``zeros``;
-    the number of blocks.
-
-    A result has one order of summation, that of ``decoding`` or ``int4``, with as many sums as a vector has lanes; then
-    that of ``dots``.
-    """
-
-    def body(element: types.Type, context: Any, builder: ir.IRBuilder, args: Any) -> Any:
-        _, left, left_stride, right, right_stride, out, scales, factors_stride, zero_points, blocks = args
-        if code == decoding.INT4:
-            sums = int4.sums(
-                builder, outputs, rows, zeros=zeros, blocks=blocks,
-                codes=[held(builder, _row(builder, left, left_stride, output)) for output in range(outputs)],
-                x=[held(builder, _row(builder, right, right_stride, row)) for row in range(rows)],
-                scales=[held(builder, _row(builder, scales, factors_stride, output)) for output in range(outputs)],
-                points=[_row(builder, zero_points, factors_stride, output) for output in range(outputs)],
-            )  # fmt: skip
-            _store_totals(builder, sums, outputs, out, None)
-            return context.get_dummy_value()
-        varies = builder.sext(builder.icmp_signed("!=", factors_stride, I64(4)), I64)  # else all blocks have one scale
-        vector = ir.VectorType(F32, LANES)
-        fma = function(builder, vector, [vector] * 3, f"llvm.fma.v{LANES}f32")
-        zero, row_bytes = ir.Constant(vector, [0.0] * LANES), builder.mul(blocks, I64(4 * decoding.BLOCK))
-        lefts = [held(builder, _row(builder, left, left_stride, output)) for output in range(outputs)]
-        rights = [held(builder, _row(builder, right, right_stride, row)) for row in range(rows)]
-        begins = [builder.add(start, row_bytes) for start in rights]
-        of_scales = [held(builder, _row(builder, scales, factors_stride, output)) for output in range(outputs)]
-        of_points = [_row(builder, zero_points, factors_stride, output) for output in range(outputs)]
-
-        def multiply(block: Any, sums: Sequence[Any]) -> list[Any]:
-            place, word = builder.mul(block, I64(4 * decoding.BLOCK)), builder.mul(block, I64(4))
-            factor = builder.and_(word, varies)
-            firsts = [decoding.splat(builder, builder.add(start, word)) for start in begins]
-            begin = not zeros and code in (None, decoding.INT8)
-            partial = [firsts[index // outputs] if begin else zero for index in range(rows * outputs)]
-            if code is not None:
-                decoding.prefetch_rows(builder, lefts[0], block, outputs * decoding.block_bytes(code), 1)
-            sources = [_numbers(builder, code, start, block) for start in lefts]
-            for number in range(decoding.VECTORS):
-                places = [builder.add(start, builder.add(place, I64(4 * LANES * number))) for start in rights]
-                values = [builder.load(pointer(builder, address), typ=vector, align=4) for address in places]
-                for output, source in enumerate(sources):
-                    weights = next(source)
-                    for row, value in enumerate(values):
-                        index = row * outputs + output
-                        partial[index] = builder.call(fma, [weights, value, partial[index]])
-            of_block = [decoding.splat(builder, builder.add(start, factor)) for start in of_scales]
-            return [
-                builder.call(fma, [partial[index], of_block[index % outputs], total])
-                for index, total in enumerate(sums)
-            ]
-
-        def subtract(some: Any, sums: Sequence[Any]) -> list[Any]:
-            beyond = builder.mul(some, I64(4))
-            own, points = (
-                [builder.load(pointer(builder, builder.add(base, beyond)), typ=vector, align=4) for base in bases]
-                for bases in (begins, of_points)
-            )
-            return [
-                builder.call(fma, [points[index % outputs], own[index // outputs], total])
-                for index, total in enumerate(sums)
-            ]
-
-        sums = decoding.in_blocks(builder, I64(0), blocks, 1, [zero] * (rows * outputs), multiply)
-        if zeros:
-            sums = decoding.in_blocks(builder, I64(0), blocks, LANES, sums, subtract)
-        _store_totals(builder, sums, outputs, out, None)
-        return context.get_dummy_value()
-
-    return _inner_loop(body, 9)
-
-
-def exact_dots(outputs: int, rows: int) -> Any:
-    """Return an intrinsic for the dot products of ``outputs`` rows of int8 codes with ``rows`` rows of x, by ``int8``.
-
-    Its arguments: the kernel's pointer; address and stride of the codes; of the rows of x as ``int8.arrange`` leaves
-    them; of the results, float32 [rows, outputs] without a gap; of the scales, float32 [outputs]; columns of a row.
-    """
-
-    def body(element: types.Type, context: Any, builder: ir.IRBuilder, args: Any) -> Any:
-        _, left, left_stride, right, right_stride, out, scales, inputs = args
-        x = [_row(builder, right, right_stride, row) for row in range(rows)]
-        sums = int8.sums(builder, [_row(builder, left, left_stride, number) for number in range(outputs)], x, inputs)
-        at_once, of_row = LANES // (outputs * int8.DIGITS), outputs * int8.DIGITS
-        for first in range(0, rows, at_once):
-            some = x[first : first + at_once]
-            totals = _totals(builder, sums[first * of_row : (first + len(some)) * of_row], builder.add)
-            results = int8.scaled(builder, totals, some, scales, inputs)
-            builder.store(results, pointer(builder, builder.add(out, I64(4 * first * outputs))), align=4)
-        return context.get_dummy_value()
-
-    return _inner_loop(body, 7)
-
-
-def _numbers(builder: ir.IRBuilder, code: int | None, start: Any, block: Any) -> Iterator[Any]:
-    """Yield the numbers of a block of a row that begins at ``start``; ``code`` None: they are in memory."""
-    if code is not None:
-        yield from decoding.numbers(
-            builder, code, builder.add(start, builder.mul(block, I64(decoding.block_bytes(code))))
-        )
-        return
-    first = builder.add(start, builder.mul(block, I64(4 * decoding.BLOCK)))
-    for number in range(decoding.VECTORS):
-        source = pointer(builder, builder.add(first, I64(4 * LANES * number)))
-        yield builder.load(source, typ=ir.VectorType(F32, LANES), align=4)
 
 
 def finish(outputs: int, rows: int) -> Any:
@@ -336,7 +223,7 @@ def finish(outputs: int, rows: int) -> Any:
             _store_rows(builder, total, out, out_stride, part, outputs, element)
         return context.get_dummy_value()
 
-    return _inner_loop(code, 5)
+    return inner_loop(code, 5)
 
 
 def weigh(vectors: int, items: int) -> Any:
@@ -374,7 +261,7 @@ def weigh(vectors: int, items: int) -> Any:
             inputs.append(widened(builder, loaded, element))
         next_sums: list[Any] = []
         for item in range(items):
-            weight = builder.load(at(_row(builder, weights, weights_stride, item), I64(4), row), typ=F32, align=4)
+            weight = builder.load(at(row_at(builder, weights, weights_stride, item), I64(4), row), typ=F32, align=4)
             first = builder.insert_element(ir.Constant(vector, ir.Undefined), weight, I32(0))
             factor = _shuffled(builder, first, first, [0] * LANES)
             next_sums += [builder.call(fma, [inputs[p], factor, sums[item * vectors + p]]) for p in parts]
@@ -388,10 +275,10 @@ def weigh(vectors: int, items: int) -> Any:
             builder.store(value, at(out, out_stride, I64(item), 4 * LANES * part), align=4)
         return context.get_dummy_value()
 
-    return _inner_loop(code, 7)
+    return inner_loop(code, 7)
 
 
-def _inner_loop(code: Any, words: int) -> Any:
+def inner_loop(code: Any, words: int) -> Any:
     """Return ``code`` as an intrinsic of the kernel's pointer and ``words`` int64, 5, 7, 8 or 9."""
 
     def typed(data: Any) -> Any:
@@ -448,7 +335,7 @@ def _load_rows(builder: ir.IRBuilder, base: Any, stride: Any, part: range, outpu
     """Return the first ``outputs`` elements of each row of ``part``, one row behind the other, as float32."""
     row = ir.VectorType(scalar_of(element), outputs)
     values = [
-        builder.load(pointer(builder, _row(builder, base, stride, number)), typ=row, align=element.bitwidth // 8)
+        builder.load(pointer(builder, row_at(builder, base, stride, number)), typ=row, align=element.bitwidth // 8)
         for number in part
     ]
     while len(values) > 1:
@@ -467,24 +354,24 @@ def _store_rows(
         values = narrowed(builder, total, element)
     for place, number in enumerate(part):
         some = _shuffled(builder, values, values, list(range(place * outputs, (place + 1) * outputs)))
-        target = pointer(builder, _row(builder, base, stride, number))
+        target = pointer(builder, row_at(builder, base, stride, number))
         builder.store(some, target, align=element.bitwidth // 8)
 
 
-def _store_totals(builder: ir.IRBuilder, sums: list[Any], outputs: int, out: Any, stride: Any | None) -> None:
+def store_totals(builder: ir.IRBuilder, sums: list[Any], outputs: int, out: Any, stride: Any | None) -> None:
     """Store the sums of vectors [rows, outputs] as float32, without a gap or with a stride of rows."""
     at_once = LANES // outputs * outputs
     for first in range(0, len(sums), at_once):
-        totals = _totals(builder, sums[first : first + at_once], builder.fadd)
+        totals = totals_of(builder, sums[first : first + at_once], builder.fadd)
         for place in range(0, totals.type.count, at_once if stride is None else outputs):
             target, kept = builder.add(out, I64(4 * (first + place))), totals
             if stride is not None:
-                target = _row(builder, out, stride, (first + place) // outputs)
+                target = row_at(builder, out, stride, (first + place) // outputs)
                 kept = _shuffled(builder, totals, totals, list(range(place, place + outputs)))
             builder.store(kept, pointer(builder, target), align=4)
 
 
-def _totals(builder: ir.IRBuilder, vectors: list[Any], add: Callable[[Any, Any], Any]) -> Any:
+def totals_of(builder: ir.IRBuilder, vectors: list[Any], add: Callable[[Any, Any], Any]) -> Any:
     """Return the sums of at most LANES vectors as one vector; each is halved until one lane is left.
 
     Two vectors are halved together, and lie in one thereafter. Where each lane comes from is written down as (number of
@@ -513,7 +400,7 @@ def _shuffled(builder: ir.IRBuilder, left: Any, right: Any, places: list[int]) -
     return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, len(places)), places))
 
 
-def _row(builder: ir.IRBuilder, base: Any, stride: Any, number: int) -> Any:
+def row_at(builder: ir.IRBuilder, base: Any, stride: Any, number: int) -> Any:
     """Return the address of a row."""
     return builder.add(base, builder.mul(stride, I64(number)))
 
