@@ -81,7 +81,7 @@ def cache_shape(options: Options, attention: Attention, share: KvShare, num_laye
 
 
 def stored_shape(options: Options, attention: Attention, share: KvShare, num_layers: int, tree: int) -> CacheShape:
-    """Return the shape of a cache as it is stored: of int8 with a scale behind the codes of each head."""
+    """Return the shape of a cache as it is stored: in codes with a scale behind those of each head."""
     layers, sequences, rows, both, dims = cache_shape(options, attention, share, num_layers, tree)
     return (layers, sequences, rows, both, cached_width(options.kv_dtype, dims))
 

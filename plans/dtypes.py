@@ -8,8 +8,11 @@ DTYPE_BYTES: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 KV_DTYPE_BYTES: Mapping[str, int] = {**DTYPE_BYTES, "float8_e4m3fn": 1, "int8": 1}
 """Bytes of a value of a KV cache, by the plan's dtype of KV caches."""
 
+KV_CODES = ("int8", "float8_e4m3fn")
+"""Dtypes of a KV cache in codes of 8 bits, with a scale for each key and value of a head."""
+
 KV_SCALE_BYTES = 4
-"""Bytes of the scale, a float32, of a head's int8 codes in a row of a KV cache; they begin at a multiple of as many."""
+"""Bytes of the scale, a float32, of a head's codes in a row of a KV cache; they begin at a multiple of as many."""
 
 BUFFER_BYTES: Mapping[str, int] = {**KV_DTYPE_BYTES, "float64": 8, "int64": 8, "uint8": 1}
 """Bytes of a value of a buffer, by its dtype."""
@@ -30,10 +33,10 @@ IMAGE_DTYPES = (*HEADER_NAMES.values(), "I32", "I64", "U8")
 
 
 def cached_width(kv_dtype: str, head_dim: int) -> int:
-    """Return the values of a KV cache that a key or a value of ``head_dim`` dims takes, of int8 with their scale.
+    """Return the values of a KV cache that a key or a value of ``head_dim`` dims takes, in codes with their scale.
 
-    int8: the codes of the dims, up to a multiple of KV_SCALE_BYTES, and behind them the bytes of the scale.
+    In codes: those of the dims, up to a multiple of KV_SCALE_BYTES, and behind them the bytes of the scale.
     """
-    if kv_dtype != "int8":
+    if kv_dtype not in KV_CODES:
         return head_dim
     return -(-head_dim // KV_SCALE_BYTES) * KV_SCALE_BYTES + KV_SCALE_BYTES

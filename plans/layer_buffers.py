@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from plans.buffer import Buffer, Term
 from plans.caches import CacheShape, cache_shape
-from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES, KV_SCALE_BYTES
+from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES, KV_CODES, KV_SCALE_BYTES
 from plans.kv import KvShare, query_heads
 from plans.quantized import coded_columns, held_columns
 from plans.schema import Attention, Mlp, Model, Options, WeightFormat
@@ -230,9 +230,9 @@ def _converted(common: Layers, share: KvShare, heads: int, cache: tuple[int, ...
         return ()
     _, sequences, seen, both, dims = cache
     whole = share.parts == 1 or share.axis in ("heads", "batch")
-    if whole and options.kv_dtype in ("int8", "float8_e4m3fn"):
-        return ()  # kernels read and write codes in registers
-    if options.kv_dtype == "int8":
+    if options.kv_dtype in KV_CODES:
+        if whole:
+            return ()  # kernels read and write codes in registers
         # keys and values that are written, in float32, their codes and scales: model.kv_codes.encoded
         shape = (rows, both, 2 * dims + KV_SCALE_BYTES)
         return (Buffer(name=f"{prefix}scratch.stored", term="buffers", dtype="float32", shape=shape),)

@@ -144,7 +144,7 @@ FORMS = {
 def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """Return calls of the kernels with the shapes of an 8B model, by name; ``dtype``: of activations."""
     qkv, cache = empty(60, 48, 128, dtype=dtype), empty(1, 8320, 16, 128, dtype=dtype)
-    cache8, x = empty(1, 8320, 16, 128, dtype=torch.float8_e4m3fn), empty(60, 4096, dtype=dtype)
+    cache8, x = empty(1, 8320, 16, 132, dtype=torch.float8_e4m3fn), empty(60, 4096, dtype=dtype)
     codes = empty(1, 8320, 16, 132, dtype=torch.int8)
     wide, ring = empty(60, 24, 256, dtype=dtype), empty(1, 4672, 8, 256, dtype=dtype)
     rotary, positions, vector = empty(2, 8300, 128, dtype=dtype), empty(60, dtype=torch.int64), empty(4096, dtype=dtype)
@@ -182,6 +182,7 @@ def cases(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "attend, tree": lambda: attention.attend(qkv, 32, cache, 0, mask(60, tree=60, splits=8), scale=0.1),
         "attend, tree, fp8": lambda: attention.attend(qkv, 32, cache8, 0, mask(60, tree=60, splits=8), scale=0.1),
         "attend, tree, int8": lambda: attention.attend(qkv, 32, codes, 0, mask(60, tree=60, splits=8), scale=0.1),
+        "attend, plain, fp8": lambda: attention.attend(qkv[:1], 32, cache8, 0, mask(1, tree=1, splits=16), scale=0.1),
         "attend, plain, int8": lambda: attention.attend(qkv[:1], 32, codes, 0, mask(1, tree=1, splits=16), scale=0.1),
         "attend, chunk": lambda: attention.attend(
             empty(512, 48, 128, dtype=dtype), 32, cache, 0, mask(512, tree=0), scale=0.1

@@ -26,7 +26,7 @@ from plans.schema import Activation, QueryScaling
 from plans.step import CONVERTED_ROWS, SCORE_COLUMNS, converted_blocks
 from runtime.comm.groups import Group
 from runtime.model import ops
-from runtime.model.kv_codes import encoded
+from runtime.model.kv_codes import MOST_CODE, encoded
 from runtime.model.kvcache import as_movable
 from runtime.model.mask import Mask
 from runtime.model.scores import PLAIN, Scores, streamed
@@ -344,10 +344,10 @@ def query_factors(scaling: QueryScaling, positions: int) -> Tensor:
 def store(cache: Tensor, kv: Tensor, rows: Rows) -> None:
     """Write keys and values ``kv`` [W, 2k, D] to ``rows.written`` of ``cache`` [B, T, 2k, D].
 
-    Values beyond the range of the cache's dtype are clamped to it; int8 has codes (``kv_codes``).
+    Values beyond the range of the cache's dtype are clamped to it; those of 8 bits have codes (``kv_codes``).
     """
-    if cache.dtype == torch.int8:
-        kv = encoded(kv)
+    if cache.dtype in MOST_CODE:
+        kv = encoded(kv, cache.dtype)
     elif cache.dtype != kv.dtype:
         most = torch.finfo(cache.dtype).max
         kv = (kv.clamp(-most, most) if most < torch.finfo(kv.dtype).max else kv).to(cache.dtype)

@@ -497,7 +497,7 @@ def attend(
 ) -> Tensor:  # fmt: skip
     """Rotate ``qkv`` [W, h + 2k, D] in place, write its keys and values to the cache, and attend: [W, h * D].
 
-    ``cache`` [B, T, 2k, D], in int8 as ``kv_codes`` has it, of which the sequences from ``first`` on take part;
+    ``cache`` [B, T, 2k, D], in codes as ``kv_codes`` has it, of which the sequences from ``first`` on take part;
     ``rotary`` [2, W, 1, D] and ``bias`` [b, 1, n, t] as in ``layers.Rows``. ``seen``: the first of the t cache rows;
     the first ``tree`` are tree rows. Keys and values go to ``written``: n rows of each sequence, or W of all sequences'
     rows. ``oldest``, ``positions`` and ``ring`` as in ``Rows``; ``factors`` and ``sinks`` as in ``scores.Scores``.

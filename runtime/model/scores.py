@@ -19,7 +19,7 @@ from torch import Tensor
 
 from plans.step import score_blocks
 from runtime.comm.groups import Group
-from runtime.model.kv_codes import decoded
+from runtime.model.kv_codes import MOST_CODE, decoded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,4 +85,4 @@ def streamed(
 
 def _floats(cached: Tensor, dims: int) -> Tensor:
     """Return rows of the cache [B, k, columns, D] in float32."""
-    return decoded(cached, dims) if cached.dtype == torch.int8 else cached.float()
+    return decoded(cached, dims) if cached.dtype in MOST_CODE else cached.float()

@@ -251,15 +251,21 @@ def test_random_arrivals_say_what_they_say_alone(
 
 
 @pytest.mark.parametrize(
-    ("kind", "devices", "stages"), [("eagle3", ("a",), False), ("eagle", ("a", "b"), True), (None, ("a", "b"), False)]
+    ("kind", "devices", "stages", "kv_dtype"),
+    [
+        ("eagle3", ("a",), False, "int8"),
+        ("eagle", ("a", "b"), True, "int8"),
+        (None, ("a", "b"), False, "int8"),
+        ("eagle", ("a", "b"), True, "float8_e4m3fn"),
+    ],
 )
-def test_with_an_int8_cache_too(
-    kind: str | None, devices: tuple[str, ...], stages: bool, noisy: Checkpoints, tmp_path: Path
+def test_with_a_cache_in_codes_too(
+    kind: str | None, devices: tuple[str, ...], stages: bool, kv_dtype: KvDType, noisy: Checkpoints, tmp_path: Path
 ) -> None:
     """Codes and scales go where a sequence goes: to another place, behind a prefix that is reused, on every stage."""
-    one = planned(noisy, None, 1, kv_dtype="int8")
+    one = planned(noisy, None, 1, kv_dtype=kv_dtype)
     (rank,) = with_engines(one, compiled(tmp_path / "alone", one, noisy, None), lambda rank: rank)
-    plan = planned(noisy, kind, 4, devices, kv_dtype="int8", stages=stages)
+    plan = planned(noisy, kind, 4, devices, kv_dtype=kv_dtype, stages=stages)
     assert len(plan.stages) == (2 if stages else 1)
     arrivals = arriving(random.Random(f"{kind} {devices}"), 16, draft=kind is not None)
     inboxes = [Inbox() for _ in devices]

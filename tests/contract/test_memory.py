@@ -128,6 +128,7 @@ CASES = (
     Case(devices=("a", "b"), axis="batch", batch=4, chunk=8),
     Case(dtype="bfloat16", kv_dtype="int8", batch=2, tree=(60, 7, 10)),
     Case(devices=("a", "b"), axis="context", kv_dtype="int8", batch=2),
+    Case(devices=("a", "b"), axis="context", kv_dtype="float8_e4m3fn", batch=2),
     Case(devices=("a", "b"), axis="head_dim", dtype="bfloat16", kv_dtype="int8", chunk=64),
     Case(devices=("a", "b", "c"), stages=3, tables=("d",), draft=("e",), tree=(2, 0, 1)),
     Case(devices=("a", "b"), stages=2, kind="eagle", tables=("c", "a"), draft=("b", "c"), chunk=64, dtype="bfloat16"),

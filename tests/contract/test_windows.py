@@ -127,6 +127,9 @@ def test_logits_and_tokens_are_those_of_transformers(
         ("capped", ("a", "b"), "heads", "int8"),
         ("last layers", ("a", "b"), "batch", "int8"),
         ("experts", ("a",), "heads", "int8"),
+        ("every layer", ("a",), "heads", "float8_e4m3fn"),
+        ("in turns", ("a", "b"), "context", "float8_e4m3fn"),
+        ("capped", ("a", "b"), "heads", "float8_e4m3fn"),
     ],
 )
 def test_a_tree_is_verified_with_the_bits_of_plain_decoding(
@@ -137,7 +140,7 @@ def test_a_tree_is_verified_with_the_bits_of_plain_decoding(
     axis: KvAxis,
     kv_dtype: KvDType | None,
 ) -> None:
-    """Beyond the end of the ring, which the rows of a path go round; in int8 too, where KV heads are whole."""
+    """Beyond the end of the ring, which the rows of a path go round; in codes too, where KV heads are whole."""
     batch = 2 if axis == "batch" else 1
     plan, directory = planned(
         tmp_path, references(name), devices, dtype="bfloat16", axis=axis, batch=batch, kv_dtype=kv_dtype

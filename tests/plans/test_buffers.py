@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from plans.buffer import TERMS, Buffer
 from plans.buffers import OUTBOX, device_buffers, device_terms, draft_buffers, lm_head_buffers, stage_buffers
 from plans.caches import draft_kv_bytes, kv_bytes
+from plans.dtypes import cached_width
 from plans.kv import KvShare, whole_heads
 from plans.schema import KvAxis, Model, Plan, Run, Tree
 from plans.step import (
@@ -85,20 +86,22 @@ def test_the_parts_of_a_subgroup_hold_the_whole_cache(batch: int, context: int, 
     options = dataclasses.replace(plan_with().options, batch=batch, context=context, kv_dtype="float8_e4m3fn")
     attention = MODEL.layers[0].attention
     whole = kv_bytes(options, attention, whole_heads(heads))
-    assert whole == 2 * batch * kv_rows(options) * heads * attention.head_dim
+    width, of_part = (cached_width("float8_e4m3fn", dims) for dims in (attention.head_dim, attention.head_dim // parts))
+    assert whole == 2 * batch * kv_rows(options) * heads * width
 
     def bytes_of_part(axis: KvAxis) -> int:
         return kv_bytes(options, attention, KvShare(heads=heads, axis=axis, parts=parts, part=parts - 1))
 
-    assert bytes_of_part("head_dim") * parts == whole
+    assert bytes_of_part("head_dim") * width == whole * of_part, "a part of a head has a scale of its own"
     assert bytes_of_part("heads") == whole, "each member has a copy"
     tree = tree_rows(options)
     for axis, granule in (("context", (tree + 64) * batch), ("batch", kv_rows(options))):
         spare = parts * bytes_of_part(axis) - whole
-        assert 0 <= spare < parts * granule * 2 * heads * attention.head_dim
+        assert 0 <= spare < parts * granule * 2 * heads * width
     draft_part = draft_kv_bytes(options, DRAFT, KvShare(heads=heads, axis="context", parts=parts, part=0))
+    draft_width = cached_width("float8_e4m3fn", DRAFT.attention.head_dim)
     spare = parts * draft_part - draft_kv_bytes(options, DRAFT, whole_heads(heads))
-    assert 0 <= spare < parts * (draft_tree_rows(DRAFT, options) + 64) * batch * 2 * heads * DRAFT.attention.head_dim
+    assert 0 <= spare < parts * (draft_tree_rows(DRAFT, options) + 64) * batch * 2 * heads * draft_width
 
 
 def test_buffers_for_the_exchange_inside_a_subgroup() -> None:

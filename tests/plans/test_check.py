@@ -111,6 +111,17 @@ def test_each_violation_of_a_placement_is_reported(path: str, value: Any, messag
     assert message in violations_of(edited(two_stage_plan(), path, value))
 
 
+def test_a_plan_of_a_float8_cache_without_scales_is_refused() -> None:
+    """As plans of schema 4.5 were counted at first; the version is the same."""
+    plan = spread_plan()
+    assert plan.options.kv_dtype == "float8_e4m3fn"
+    dims = plan.model.layers[0].attention.head_dim
+    index, now = next((index, line.kv_bytes) for index, line in enumerate(plan.memory) if line.kv_bytes)
+    before = now // (dims + 4) * dims
+    message = f"memory[{index}].kv_bytes: found {before}, expected {now}, as its buffers take"
+    assert message in violations_of(edited(plan, f"memory[{index}].kv_bytes", before))
+
+
 def test_many_violations_take_a_short_message_and_little_time() -> None:
     names = tuple(f"x{number}" for number in range(100_000))
     plan = replace(one_device_plan(), embed=replace(one_device_plan().embed, devices=names))

@@ -11,7 +11,7 @@ from gpu_measures.bench import ALONE, Bench, no_waits, say, say_rate, untried
 from plans.schema import WeightFormat
 from runtime.model import layers, ops
 from runtime.model.experts import Experts
-from runtime.model.kv_codes import decoded, encoded
+from runtime.model.kv_codes import MOST_CODE, decoded, encoded
 from runtime.model.layers import Linear
 from runtime.model.mask import Mask, splits_of, words_of
 from runtime.model.router import Router
@@ -41,7 +41,7 @@ class Attended:
         device, start, length = bench.device, 64, rows // 2
         tree = n if n <= start else 0
         written = torch.randn(1, rows, 16, 128, device=device)
-        cache = encoded(written) if dtype == torch.int8 else written.to(dtype)
+        cache = encoded(written, dtype) if dtype in MOST_CODE else written.to(dtype)
         number, column = torch.arange(n, device=device).unsqueeze(1), torch.arange(rows, device=device)
         chain, before = (column >= start - tree) & (column <= start - tree + number), column - start < length
         seen = torch.where(column < start, chain, before if tree else column - start <= length + number)
@@ -58,7 +58,7 @@ class Attended:
     @property
     def operands(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q, k, v and the bias."""
-        seen = (decoded(self.cache, 128) if self.cache.dtype == torch.int8 else self.cache).transpose(1, 2)
+        seen = (decoded(self.cache, 128) if self.cache.dtype in MOST_CODE else self.cache).transpose(1, 2)
         return self.qkv[:, :32].unsqueeze(0).transpose(1, 2), seen[:, :8], seen[:, 8:], self.bias
 
     def __call__(self) -> Tensor:

@@ -6,8 +6,8 @@ last of them. Scores are computed in ``attend_scores``, their softmax by ``softm
 ``attend_values``; each is the same for an item alone and beside others.
 
 ``kept``, beside the kernel's pointer ``data``, stands for the elements of the cache: those of activations, or codes
-(``kv_codes``), or float8_e4m3fn, which are widened in registers. The score of a key in codes is multiplied with its
-scale, and so is the weight of a value.
+of int8 or float8_e4m3fn (``kv_codes``), which are widened in registers. The score of a key in codes is multiplied with
+its scale, and so is the weight of a value.
 """
 
 from typing import Any
@@ -69,7 +69,7 @@ def attend(data: Any) -> None:
 
 
 def attend_int8(data: Any) -> None:
-    """Do what ``attend`` does, with a cache of codes; arguments: ``Attend``."""
+    """Do what ``attend`` does, with a cache in codes of int8; arguments: ``Attend``."""
     a = attend_arguments(data)
     me, team, kept = np.int64(thread()), np.int64(threads()), codes(a.seen)
     rotate_and_write(data, kept, a, me, team)
@@ -78,7 +78,7 @@ def attend_int8(data: Any) -> None:
 
 
 def attend_float8(data: Any) -> None:
-    """Do what ``attend`` does, with a cache in float8_e4m3fn; arguments: ``Attend``."""
+    """Do what ``attend`` does, with a cache in codes of float8_e4m3fn; arguments: ``Attend``."""
     a = attend_arguments(data)
     me, team, kept = np.int64(thread()), np.int64(threads()), octets(a.seen)
     rotate_and_write(data, kept, a, me, team)
@@ -140,9 +140,7 @@ def _rotate_and_write(data: Any, kept: Any, a: Any, row: Any) -> None:
     if in_codes(kept):
         for head in range(2 * a.kv_heads):
             computed = source + (a.query_heads + head) * head_bytes
-            _encode(data, computed, target + head * cached_bytes(kept, a.head_dim), a.head_dim)
-    elif in_float8(kept):
-        _round(data, source + a.query_heads * head_bytes, target, 2 * a.kv_heads * a.head_dim)
+            _encode(data, kept, computed, target + head * cached_bytes(kept, a.head_dim), a.head_dim)
     else:
         stored, values = elements(data, target), elements(data, source + a.query_heads * head_bytes)
         for i in range(2 * a.kv_heads * a.head_dim):
@@ -150,9 +148,10 @@ def _rotate_and_write(data: Any, kept: Any, a: Any, row: Any) -> None:
 
 
 @subroutine(apart=True, fast=frozenset({"contract"}))
-def _encode(data: Any, source: Any, target: Any, head_dim: Any) -> None:
+def _encode(data: Any, kept: Any, source: Any, target: Any, head_dim: Any) -> None:
     """Write a key or a value as codes with their scale, as ``kv_codes`` has it."""
-    x, code, scale = elements(data, source), codes(target), floats(target + scale_offset(head_dim))
+    x, code, rounded = elements(data, source), codes(target), octets(target)
+    scale, most_code = floats(target + scale_offset(head_dim)), F(448) if in_float8(kept) else F(127)
     most, strange = F(0), 0
     for i in range(head_dim):
         size = abs(wide(x[i]))
@@ -163,19 +162,14 @@ def _encode(data: Any, source: Any, target: Any, head_dim: Any) -> None:
             code[i] = np.int8(0)
         scale[0] = F(np.nan)
     else:
-        unit = max(min(most, F(LARGEST)) / F(127), F(LEAST_SCALE))
+        unit = max(min(most, F(LARGEST)) / most_code, F(LEAST_SCALE))
         for i in range(head_dim):
-            near = min(max(wide(x[i]) / unit, F(-127)), F(127))
-            code[i] = np.int8(np.int32((near + F(ROUNDING)) - F(ROUNDING)))
+            near = min(max(wide(x[i]) / unit, -most_code), most_code)
+            if in_float8(kept):
+                put(rounded, i, near)
+            else:
+                code[i] = np.int8(np.int32((near + F(ROUNDING)) - F(ROUNDING)))
         scale[0] = unit
-
-
-@subroutine(apart=True, fast=frozenset())
-def _round(data: Any, source: Any, target: Any, count: Any) -> None:
-    """Write ``count`` elements as float8_e4m3fn, clamped to 448, as ``layers.store`` does."""
-    x, stored = elements(data, source), octets(target)
-    for i in range(count):
-        put(stored, i, wide(x[i]))
 
 
 @subroutine()

@@ -55,9 +55,9 @@ ELEMENTS = {
 }
 """The element type that stands for each dtype."""
 CODE = types.int8
-"""The element type of a KV cache in codes."""
+"""The element type of a KV cache in codes of int8."""
 FLOAT8 = types.uint8
-"""The element type of a KV cache in float8_e4m3fn, which has no scales."""
+"""The element type of a KV cache in codes of float8_e4m3fn."""
 
 
 # ---- LLVM builders, used by intrinsics here and by the inner loops ----
@@ -307,14 +307,14 @@ def in_tiles(typing: Any, data: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def in_codes(typing: Any, data: Any) -> Any:
-    """Return whether elements are codes."""
-    known = data.dtype == CODE
+    """Return whether elements are codes, of int8 or float8_e4m3fn."""
+    known = data.dtype in (CODE, FLOAT8)
     return types.boolean(data), lambda context, builder, signature, args: ir.Constant(ir.IntType(1), int(known))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def in_float8(typing: Any, data: Any) -> Any:
-    """Return whether elements are float8_e4m3fn."""
+    """Return whether elements are codes of float8_e4m3fn."""
     known = data.dtype == FLOAT8
     return types.boolean(data), lambda context, builder, signature, args: ir.Constant(ir.IntType(1), int(known))
 

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from plans.step import MERGED_ITEMS, merges_itself
-from runtime.model.kv_codes import stored_dims
+from runtime.model.kv_codes import MOST_CODE, stored_dims
 from runtime.model.mask import WORD, Mask
 from runtime.model.triton_kernels import launch
 from runtime.model.triton_kernels.float8 import widened
@@ -29,7 +29,7 @@ MERGED = 8
 
 @triton.jit
 def _keys_of(cache, offsets, inside, like, FLOAT8: tl.constexpr):
-    """Return values of the cache in the dtype of activations; codes are whole numbers, which every dtype has."""
+    """Return values of the cache in the dtype of activations; codes are numbers that every dtype has."""
     if FLOAT8:
         return widened(tl.load(cache + offsets, mask=inside, other=0)).to(like.dtype)
     return tl.load(cache + offsets, mask=inside, other=0).to(like.dtype)
@@ -229,7 +229,7 @@ def attend(
 ) -> Tensor:  # fmt: skip
     """Attend with the queries of ``qkv`` [W, h + 2k, D] to ``cache`` [B, T, 2k, D]: [W, h * D].
 
-    The cache may be in float8, or in int8 as ``kv_codes`` has it. Of its sequences those from ``first`` on take part.
+    The cache may be in codes, as ``kv_codes`` has it. Of its sequences those from ``first`` on take part.
     ``sinks`` [h]: scores without a value, of each head.
     """
     rows, _, dims = qkv.shape
@@ -278,7 +278,7 @@ def _attend(
     (rows, all_heads, dims), (_, sequence_rows, both, cached) = qkv.shape, cache.shape
     kv_heads, query_heads, sequences = both // 2, out.shape[2], mask.lengths.shape[0]
     n, group = rows // sequences, query_heads // kv_heads
-    codes = cache.dtype == torch.int8
+    codes = cache.dtype in MOST_CODE
     assert (all_heads, query_heads % kv_heads) == (query_heads + both, 0)
     assert cached == stored_dims(cache.dtype, dims)
     assert (mask.positions.shape, sequences * n) == ((rows,), rows)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from runtime.model.kv_codes import LARGEST, LEAST_SCALE, stored_dims
+from runtime.model.kv_codes import LARGEST, LEAST_SCALE, MOST_CODE, stored_dims
 from runtime.model.triton_kernels import launch
 from runtime.model.triton_kernels.float8 import narrowed
 from runtime.model.triton_kernels.launch import ceil_div, power_of_two
@@ -16,20 +16,20 @@ MOST, LEAST = tl.constexpr(LARGEST), tl.constexpr(LEAST_SCALE)
 
 
 @triton.jit
-def _scale_of(low, high):
+def _scale_of(low, high, MOST_CODE: tl.constexpr):
     """Return the scales [ITEMS, 1] of heads that are stored as codes, given as halves."""
     most = tl.minimum(tl.maximum(tl.max(tl.abs(low), 1), tl.max(tl.abs(high), 1)), MOST)
     strange = tl.max(((low != low) | (high != high)).to(tl.int32), 1)
-    scale = tl.maximum(tl.div_rn(most, tl.full(most.shape, 127.0, tl.float32)), LEAST)
+    scale = tl.maximum(tl.div_rn(most, tl.full(most.shape, MOST_CODE, tl.float32)), LEAST)
     return tl.where(strange > 0, float("nan"), scale)[:, None]
 
 
 @triton.jit
-def _codes_of(values, scale):
-    """Return the codes of values: of a sum with 1.5 * 2^23 the last place is 1, and it is rounded to even."""
+def _codes_of(values, scale, MOST_CODE: tl.constexpr, FLOAT8: tl.constexpr):
+    """Return the codes of values; of a sum with 1.5 * 2^23 the last place is 1, and it is rounded to even."""
     near = tl.div_rn(values, tl.broadcast_to(scale, values.shape))
-    near = tl.where(scale == scale, tl.minimum(tl.maximum(near, -127.0), 127.0), 0.0)
-    return ((near + 12582912.0) - 12582912.0).to(tl.int8)
+    near = tl.where(scale == scale, tl.minimum(tl.maximum(near, -MOST_CODE), MOST_CODE), 0.0)
+    return narrowed(near) if FLOAT8 else ((near + 12582912.0) - 12582912.0).to(tl.int8)
 
 
 @triton.jit(do_not_specialize=["first", "start"])
@@ -38,7 +38,7 @@ def heads_kernel(
     rows, query_heads, kv_heads, n, sequence_rows, first, start, last_position, eps, most, step,
     D: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, ITEMS: tl.constexpr,
     NORMS: tl.constexpr, TOGETHER: tl.constexpr, OFFSET: tl.constexpr, SCALES: tl.constexpr, BY_INDEX: tl.constexpr,
-    CLAMPS: tl.constexpr, FLOAT8: tl.constexpr, CODES: tl.constexpr,
+    CLAMPS: tl.constexpr, CODES: tl.constexpr, FLOAT8: tl.constexpr, MOST_CODE: tl.constexpr,
 ):  # fmt: skip
     """Norm, scale and rotate ``step`` heads in place, and write keys and values to the cache."""
     number = tl.arange(0, ITEMS)[:, None]
@@ -101,14 +101,11 @@ def heads_kernel(
     if CLAMPS:  # what is not a number stays so
         kept_low = tl.where(kept_low == kept_low, tl.minimum(tl.maximum(kept_low, -most), most), kept_low)
         kept_high = tl.where(kept_high == kept_high, tl.minimum(tl.maximum(kept_high, -most), most), kept_high)
-    if FLOAT8:
-        tl.store(target, narrowed(kept_low), mask=kept)
-        tl.store(target + D // 2, narrowed(kept_high), mask=kept)
-    elif CODES:
-        unit = _scale_of(kept_low, kept_high)
+    if CODES:
+        unit = _scale_of(kept_low, kept_high, MOST_CODE)
         tl.store(scales + (target_head + 1) * (WIDTH // 4) - 1, unit, mask=live & (head >= query_heads))
-        tl.store(target, _codes_of(kept_low, unit), mask=kept)
-        tl.store(target + D // 2, _codes_of(kept_high, unit), mask=kept)
+        tl.store(target, _codes_of(kept_low, unit, MOST_CODE, FLOAT8), mask=kept)
+        tl.store(target + D // 2, _codes_of(kept_high, unit, MOST_CODE, FLOAT8), mask=kept)
     else:
         tl.store(target, kept_low.to(cache.dtype.element_ty), mask=kept)
         tl.store(target + D // 2, kept_high.to(cache.dtype.element_ty), mask=kept)
@@ -125,11 +122,11 @@ def rotate_and_store(
     n cache rows of each sequence, or W rows among all sequences' rows. ``norms``: weights [D] of queries and of keys,
     or [h * D] and [k * D] where the heads of a row are normed together, eps, and whether
     they are offsets from 1. ``factors`` [P] of queries by position. Values beyond the range of the cache's dtype are
-    clamped to it; int8 has codes (``kv_codes``).
+    clamped to it; those of 8 bits have codes (``kv_codes``).
     """
     (rows, all_heads, dims), (_, sequence_rows, both, cached) = qkv.shape, cache.shape
     kv_heads = both // 2
-    codes = cache.dtype == torch.int8
+    codes = cache.dtype in MOST_CODE
     assert (all_heads, cached) == (query_heads + both, stored_dims(cache.dtype, dims))
     assert rotary.shape[0] == 2
     assert rotary.shape[2] == dims
@@ -153,6 +150,7 @@ def rotate_and_store(
         factors, rows, query_heads, kv_heads, span.stop - span.start, sequence_rows, first, span.start,
         rotary.shape[1] - 1, eps, most, step, D=dims, HALF=half, WIDTH=cached, ITEMS=items, NORMS=norms is not None,
         TOGETHER=together, OFFSET=offset, SCALES=factors is not None, BY_INDEX=index is not None,
-        CLAMPS=not codes and most < torch.finfo(qkv.dtype).max, FLOAT8=float8, CODES=codes,
+        CLAMPS=not codes and most < torch.finfo(qkv.dtype).max, CODES=codes, FLOAT8=float8,
+        MOST_CODE=float(MOST_CODE.get(cache.dtype, 0)),
         warps=16 if items * half > 2 * PAIRS else 8 if items * half > PAIRS else 4,
     )  # fmt: skip

@@ -53,7 +53,7 @@ def test_attention_is_limited_to_the_keys_that_the_bias_allows() -> None:
 
 @pytest.mark.parametrize(("batch", "heads", "kv_heads"), [(1, 4, 2), (2, 2, 2), (3, 4, 2), (2, 6, 2)])
 @pytest.mark.parametrize(("rows", "blocks"), [(CONVERTED_ROWS, 1), (2 * CONVERTED_ROWS + 5, 3)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_attention_over_a_long_cache_is_that_over_its_values(
     batch: int, heads: int, kv_heads: int, rows: int, blocks: int, dtype: torch.dtype
 ) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plans.schema import Activation
 from runtime.model import ops
-from runtime.model.kv_codes import decoded, encoded
+from runtime.model.kv_codes import MOST_CODE, decoded, encoded, scales_of
 from runtime.model.layers import rotary_table, rotate
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -27,7 +27,7 @@ def seeded(*shape: int, dtype: torch.dtype) -> Tensor:
 
 def as_kept(cache: Tensor, kept: torch.dtype | None) -> Tensor:
     """Return a copy of a cache as one of ``kept`` has it."""
-    return encoded(cache) if kept == torch.int8 else cache.to(kept or cache.dtype, copy=True)
+    return encoded(cache, kept) if kept in MOST_CODE else cache.to(kept or cache.dtype, copy=True)
 
 
 def near(computed: Tensor, expected: Tensor, roundings: int = 1) -> bool:
@@ -144,10 +144,11 @@ def test_attention_rotates_stores_and_is_limited_by_the_bias(
         )
 
 
+@pytest.mark.parametrize("kept", MOST_CODE)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("heads", "kv_heads", "dims"), [(4, 2, 24), (3, 3, 64), (8, 1, 6), (2, 1, 140)])
-def test_attention_in_int8_writes_the_codes_of_torch_and_reads_their_values(
-    dtype: torch.dtype, heads: int, kv_heads: int, dims: int
+def test_attention_in_codes_writes_those_of_torch_and_reads_their_values(
+    dtype: torch.dtype, heads: int, kv_heads: int, dims: int, kept: torch.dtype
 ) -> None:
     """With an infinity, and more rows than are summed at once; keys are not rotated, so that they are known exactly."""
     n, first, columns = 3, 1, 300
@@ -158,14 +159,14 @@ def test_attention_in_int8_writes_the_codes_of_torch_and_reads_their_values(
     bias[..., 4:7] = 0.0
     bias[0, :, :, n] = float("-inf")  # the row with the infinity
     for written in (slice(5, 5 + n), torch.tensor([315, 316, 317, 620, 621, 622])):
-        cache = encoded(seeded(3, 310, 2 * kv_heads, dims, dtype=dtype))
-        expected, codes = cache.clone(), encoded(qkv[:, heads:])
+        cache = encoded(seeded(3, 310, 2 * kv_heads, dims, dtype=dtype), kept)
+        expected, codes = cache.view(torch.uint8).clone(), encoded(qkv[:, heads:], kept).view(torch.uint8)
         if isinstance(written, slice):
             expected[first:, written] = codes.view(2, n, *codes.shape[1:])
         else:
             expected.flatten(0, 1)[written] = codes
         out = ops.attend(qkv.clone(), heads, cache, rotary, bias, 2, n, written, first)
-        assert torch.equal(cache, expected)
+        assert torch.equal(cache.view(torch.uint8), expected)
         keys, values = decoded(cache, dims).double()[first:, 2 : 2 + columns].transpose(1, 2).split(kv_heads, 1)
         q = qkv[:, :heads].double().view(2, n, heads, dims).transpose(1, 2)
         whole = functional.scaled_dot_product_attention(
@@ -178,27 +179,29 @@ def test_attention_in_int8_writes_the_codes_of_torch_and_reads_their_values(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_attention_in_float8_writes_the_codes_of_torch_and_reads_every_code(dtype: torch.dtype) -> None:
-    """Values of all bits that 16-bit dtypes have, and those between two codes; NaN stays NaN."""
+    """Values of all bits that 16-bit dtypes have, and those between two codes, beside one by which the scale is 1."""
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    codes = codes[~codes.float().isnan()]
     if dtype == torch.float32:
-        numbers = codes.float()
-        values = torch.cat([numbers, (numbers[1:] + numbers[:-1]) / 2, seeded(65025, dtype=dtype)])
+        numbers = codes.float().sort().values
+        values = torch.cat([numbers, (numbers[1:] + numbers[:-1]) / 2, seeded(65029, dtype=dtype)])
     else:
         values = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
-    values = values.view(512, 128)
+    values = values.view(512, -1)[:, :127].nan_to_num(448).clamp(-448, 448)
+    values = torch.cat([values, torch.full((512, 1), 448, dtype=dtype)], 1)
     qkv, rotary = torch.zeros(512, 3, 128, dtype=dtype), torch.zeros(2, 512, 1, 128, dtype=dtype)
-    qkv[:, 2], cache = values, torch.zeros(1, 512, 2, 128, dtype=torch.float8_e4m3fn)
+    qkv[:, 2], cache = values, torch.zeros(1, 512, 2, 132, dtype=torch.float8_e4m3fn)
     ops.attend(qkv, 1, cache, rotary, torch.zeros(1, 1, 512, 512, dtype=dtype), 0, 0, slice(0, 512), 0)
-    expected = values.clamp(-448, 448).to(torch.float8_e4m3fn)
-    nan = expected.float().isnan()
-    assert torch.equal(cache[0, :, 1].view(torch.uint8)[~nan], expected.view(torch.uint8)[~nan])
-    assert cache[0, :, 1].float()[nan].isnan().all()
+    assert bool((scales_of(cache[0, :, 1]) == 1).all())
+    written = cache[0, :, 1, :128].contiguous().view(torch.uint8)
+    assert torch.equal(written, values.to(torch.float8_e4m3fn).view(torch.uint8))
     bias = torch.tensor([[[[0.0, float("-inf")]]]], dtype=dtype)
     for code in codes:
-        one = torch.zeros(1, 2, 2, 72, dtype=torch.float8_e4m3fn)
-        one[0, 0, 1] = code
+        one = torch.zeros(1, 2, 2, 76, dtype=torch.float8_e4m3fn)
+        one[0, 0, 1, :72] = code
+        scales_of(one)[0, 0, 1] = 0.5
         read = ops.attend(torch.zeros(1, 3, 72, dtype=dtype), 1, one, rotary[:, :1, :, :72], bias, 0, 0, slice(1, 2), 0)
-        assert torch.equal(read.float().nan_to_num(1e4), code.float().nan_to_num(1e4).expand(1, 72))
+        assert torch.equal(read.float(), code.float().mul(0.5).expand(1, 72))
 
 
 @pytest.mark.parametrize("kept", KEPT)

@@ -14,7 +14,7 @@ from runtime.comm.groups import Group
 from runtime.model import ops
 from runtime.model.blocks import Eagle3Layer, Layer
 from runtime.model.kernels.arguments import MANY_ROWS
-from runtime.model.kv_codes import encoded
+from runtime.model.kv_codes import MOST_CODE, encoded
 from runtime.model.layers import WHOLE, Attend, Attention, GatedMlp, Linear, Norm, Rows, rotary_table
 from runtime.model.scores import PLAIN, Scores
 from runtime.model.whole_layers import WholeLayers, are_whole
@@ -95,7 +95,7 @@ def test_two_layers_have_the_bits_of_their_steps(dtype: torch.dtype, threads: in
     for normed in (False, True):
         layers = [make_layer(dtype, seed, normed=normed, **sizes) for seed in (1, 7)]
         caches = [seeded(3, 45, 6, 32, dtype=dtype, seed=seed) for seed in (1, 2)]
-        caches = [encoded(cache) if kept == torch.int8 else cache.to(kept or dtype) for cache in caches]
+        caches = [encoded(cache, kept) if kept in MOST_CODE else cache.to(kept or dtype) for cache in caches]
         mine = [cache.clone() for cache in caches]
         assert are_whole(layers, mine)
         whole = WholeLayers(layers, mine)

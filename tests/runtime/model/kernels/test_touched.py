@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from plans.dtypes import cached_width
 from runtime.model import ops
 from runtime.model.kernels.arguments import Attend
+from runtime.model.kv_codes import stored_dims
 from tests.runtime.model.kernels.touched import checked_run, touched
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -81,7 +81,7 @@ def test_attention(
 ) -> None:  # fmt: skip
     heads, dim, rows = kv_heads * group, 2 * pairs, sequences * n
     qkv, out_rows = zeros(rows, heads + 2 * kv_heads, dim, dtype=dtype), max(n, columns) + 3
-    kept = cached_width("int8", dim) if kind == torch.int8 else dim
+    kept = stored_dims(kind or dtype, dim)
     cache = zeros(sequences + 1, out_rows, 2 * kv_heads, kept, dtype=kind or dtype)
     rotary, bias = zeros(2, rows, 1, dim, dtype=dtype), zeros(sequences, 1, n, columns, dtype=dtype, wider=2)
     written = torch.arange(rows) if indexed else slice(3, 3 + n)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from runtime.model.kv_codes import decoded, encoded
+from runtime.model.kv_codes import MOST_CODE, decoded, encoded
 from runtime.model.mask import Mask, splits_of
 from runtime.model.triton_kernels import attention
 from runtime.model.triton_kernels.masks import packed
@@ -67,8 +67,8 @@ def test_rows_see_their_ancestors_and_their_positions(
     if kind == "chunk":
         words, positions = None, (ends + torch.arange(n)).flatten()
     written = seeded(3, START + ring, 2 * kv_heads, dims, seed=seed)
-    cache = encoded(written) if narrow == torch.int8 else written.to(narrow or dtype)
-    read = decoded(cache, dims) if narrow == torch.int8 else cache.to(dtype)
+    cache = encoded(written, narrow) if narrow in MOST_CODE else written.to(narrow or dtype)
+    read = decoded(cache, dims) if narrow in MOST_CODE else cache.to(dtype)
     qkv = seeded(2 * n, heads + 2 * kv_heads, dims, dtype=dtype, seed=seed)
     own_sinks = seeded(heads, dtype=dtype, seed=seed) if sinks else None
     mask = Mask(
