@@ -26,6 +26,7 @@ from instances import (
     eagle3_config,
 )
 from planner.api.fleets import Asked, divided
+from planner.errors import NotProvenError
 from planner.families import load_base, load_draft
 from planner.hardware.inventory import parse_inventory
 from planner.request import Request, Wanted
@@ -56,6 +57,12 @@ def _cards(clients: int, replicas: int | None) -> Instance:
     return Instance(name=name, title=title, model=AWQ_12B, inventory=FOUR_3090, asked=asked, context=4096)
 
 
+def _clients(name: str, title: str, model: Config, *, draft: bool = False) -> Instance:
+    asked = Asked(clients=1000, min_tokens_per_s=15)
+    title = f"{title}, 1000 sequences of 15 tokens/s"
+    return Instance(name=name, title=title, model=model, inventory=THOUSAND, asked=asked, draft=draft)
+
+
 _70B, _405B = "Llama-3.3-70B, 1000 GPUs", "Llama-3.1-405B, 1000 GPUs"
 INSTANCES = (
     *(_cards(clients, replicas) for clients, replicas in ((1, None), (8, None), (32, None), (64, None), (64, 1))),
@@ -64,14 +71,13 @@ INSTANCES = (
     Instance(
         name="70b-draft", title=f"{_70B}, EAGLE-3", model=LLAMA_3_70B, inventory=THOUSAND, asked=Asked(), draft=True
     ),
-    Instance(
-        name="70b-clients",
-        title=f"{_70B}, 1000 sequences of 15 tokens/s",
-        model=LLAMA_3_70B,
-        inventory=THOUSAND,
-        asked=Asked(clients=1000, min_tokens_per_s=15),
-    ),
+    _clients("70b-clients", _70B, LLAMA_3_70B),
+    _clients("70b-draft-clients", f"{_70B}, EAGLE-3", LLAMA_3_70B, draft=True),
     Instance(name="405b", title=_405B, model=LLAMA_3_405B, inventory=THOUSAND, asked=Asked()),
+    Instance(
+        name="405b-draft", title=f"{_405B}, EAGLE-3", model=LLAMA_3_405B, inventory=THOUSAND, asked=Asked(), draft=True
+    ),
+    _clients("405b-clients", _405B, LLAMA_3_405B),
 )
 
 
@@ -92,7 +98,11 @@ def line_of(instance: Instance) -> tuple[str, ...]:
         profile=shipped_profile(draft.draft) if draft else None,
     )
     start, cpu = time.perf_counter(), time.process_time()
-    fleet = divided(request, instance.asked, Settings()).fleet
+    try:
+        fleet = divided(request, instance.asked, Settings()).fleet
+    except NotProvenError as error:
+        times = f"{time.process_time() - cpu:.1f} s", f"{time.perf_counter() - start:.1f} s"
+        return (instance.title, f"refused: {error}", "", "", "", "", *times)
     seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu
     proof, used = fleet.proof, sum(len(replica.devices) for replica in fleet.replicas)
     return (

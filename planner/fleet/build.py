@@ -262,18 +262,22 @@ class _Build:
         return microtokens_per_s(self.expected(tree), step_ns(plan, step_options(plan.options, count, tree)))
 
     def is_slower(self, template: Template, speed: int) -> bool:
-        """Tell whether no plan of a template is faster than a speed, by proof; False where trees are chosen."""
-        if self.request.tree_chosen:
-            return False
+        """Tell whether no plan of a template, with any of its trees, is faster than a speed, by proof."""
         part = self.parts[template.part]
-        options = self.options(self.least_places(part, template.batch))
+        own, regions = restricted(self.machine_parts.machine.inventory, part.devices), self._regions(part)
         inventory = neutral(self.machine_parts.machine.inventory, part.devices)
-        formulation = Formulations().of(self.given.base, self.given.draft, inventory, options)
-        least_ns = self.expected(options.tree) * NS_PER_S // (speed + 1)
-        try:
-            return takes_longer(formulation.problem, least_ns, self.settings)
-        except NotProvenError:
-            return False
+        for _, acceptance_ppm, bound, draft_ns in self._fastest_first(self.least_places(part, template.batch)):
+            most_ns = acceptance_ppm * NS_PER_S // (speed + 1)
+            if bound.least_ns(own, draft_ns if part.is_wide else None, regions) > most_ns:
+                continue
+            draft = self.given.draft if bound.draft else None
+            formulation = Formulations().of(self.given.base, draft, inventory, bound.options)
+            try:
+                if not takes_longer(formulation.problem, most_ns, self.settings):
+                    return False
+            except NotProvenError:
+                return False
+        return True
 
     def _planned(self, inventory: Inventory, batch: int) -> Planned:
         base, draft, profile = self.given.base, self.given.draft, self.given.profile

@@ -17,9 +17,11 @@ all places taken, and fewer running sequences are priced on it: another placemen
 A template whose plan is not proven within the solver's limit keeps its bound. Where the answer would have it, that
 answer bounds all divisions, and the search goes on without such templates. What it then ends with is the best where
 they are no faster than the speed at which a division that has them would be as good, which is asked of each: to exclude
-all that is faster is often easier than to find the best.
+all that is faster is often easier than to find the best. Once a template was not proven, that is asked of every other
+one before it is solved, by the best division so far: where one is too hard its like are, and few of them matter.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -107,23 +109,35 @@ class Search:
 
     def _bound(self, speed: int, load: Load, settings: Settings) -> int:
         """Return a speed that no division exceeds, where the best one of proven templates has ``speed``."""
-        for template, enough in sorted(self._as_good(speed, load, settings).items(), key=lambda own: _order(own[0])):
+        for template, enough in sorted(
+            self._as_good(speed, self.speeds, self.unproven, load, settings).items(), key=lambda own: _order(own[0])
+        ):
             if enough < self.unproven[template] and self.is_slower(template, enough):
                 self.unproven[template] = enough
         answer = self._divided(self.speeds | self.unproven, load, settings)
         return speed if answer is None else max(speed, answer.speed)
 
-    def _as_good(self, speed: int, load: Load, settings: Settings) -> dict[Template, int]:
-        """Return speeds of all that is not proven with which no division is faster than ``speed``.
+    def _as_good(
+        self,
+        speed: int,
+        proven: Mapping[Template, int],
+        bounds: Mapping[Template, int],
+        load: Load,
+        settings: Settings,
+    ) -> dict[Template, int]:
+        """Return lower speeds than the bounds, with which no division is faster than ``speed``.
 
         By Newton's method: the speed of the best division is convex and rises with each of them.
         """
-        known = dict(self.unproven)
-        while (answer := self._divided(self.speeds | known, load, settings)) and answer.speed > speed:
-            of_running = zip(self._listed(self.speeds | known), answer.sequences, strict=True)
-            used = {own.template: sequences for own, sequences in of_running if own.template in known and sequences}
-            for template in used:
-                known[template] -= ceil_div(answer.speed - speed, sum(used.values()))
+        known = dict(bounds)
+        while (answer := self._divided({**proven, **known}, load, settings)) and answer.speed > speed:
+            of_running = zip(self._listed({**proven, **known}), answer.sequences, strict=True)
+            used: Counter[Template] = Counter()
+            for own, sequences in of_running:
+                if own.template in known:
+                    used[own.template] += sequences
+            for template in +used:
+                known[template] -= ceil_div(answer.speed - speed, used.total())
         return known
 
     def _best_proven(self, load: Load, settings: Settings) -> Division | None:
@@ -143,9 +157,27 @@ class Search:
             if not unsolved and ties:
                 return Division(answer=answer, running=tuple(running), bound=max(answer.speed, bound or 0))
             ties = not unsolved
+            enough = self._enough(load, settings) if unsolved and self.unproven else {}
             for template in unsolved:
-                if template in self.speeds:  # another one may have told that it does not fit
+                if template not in self.speeds:  # another one may have told that it does not fit
+                    continue
+                own = enough.get(template, self.speeds[template])
+                if own < self.speeds[template] and self.is_slower(template, own):
+                    self.speeds[template] = own
+                else:
                     self._settle(template)
+
+    def _enough(self, load: Load, settings: Settings) -> dict[Template, int]:
+        """Return speeds of all that is not solved with which no division is faster than the best of what is solved.
+
+        Empty where that is none.
+        """
+        solved = {template: speed for template, speed in self.speeds.items() if template in self.solved}
+        best = self._divided(solved, load, settings)
+        if best is None:
+            return {}
+        open_ = {template: speed for template, speed in self.speeds.items() if template not in self.solved}
+        return self._as_good(best.speed, solved, open_, load, settings)
 
     def most_sequences(self, replicas: int | None, settings: Settings) -> int:
         """Return a number of sequences that no division exceeds, by what is known."""

@@ -15,11 +15,13 @@ from planner.api.fleets import Asked, FleetResult
 from planner.build import plan
 from planner.errors import InfeasibleError, InputError
 from planner.families import BaseInput, inputs_of, load_base
+from planner.fleet import build as fleet_build
 from planner.fleet import parts as fleet_parts
 from planner.formulations import Formulations
 from planner.problem.placed import step_ns
 from planner.request import Request, Wanted, resolve_request
 from planner.solver.minimise import Settings
+from planner.speculation.profiles import shipped_profile
 from plans.fleet import check_fleet, microtokens_per_s
 from plans.places import places
 from plans.schema import Inventory, Options, Plan
@@ -308,6 +310,25 @@ def test_unlike_hosts_share_devices_of_several_looks() -> None:
     base, _ = demo(None)
     fleet = fleets.divided(request_of(base, {"hosts": hosts, "network": link}), Asked(replicas=1), ONE).fleet
     assert [len(replica.devices) for replica in fleet.replicas] == [5]
+
+
+def test_no_tree_is_faster_than_the_one_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proven of what was solved, and not proven of a speed that it exceeds."""
+    base, draft = demo("eagle3")
+    assert draft is not None
+    wanted = Wanted(context=64, dtype="bfloat16", simplify_ppm=0, objective="tokens")
+    request = Request(
+        base=base, draft=draft, inventory=listed({"hosts": [host("a", cpu("a0", 256), cpu("a1", 256, 7))]}),
+        wanted=wanted, profile=shipped_profile(draft.draft),
+    )  # fmt: skip
+    builds: list[fleet_build._Build] = []
+    own = fleet_build._Build.fleet
+    monkeypatch.setattr(fleet_build._Build, "fleet", lambda build: (builds.append(build), own(build))[1])
+    fleets.divided(request, Asked(), ONE)
+    for template, planned in builds[0].planned.items():
+        assert builds[0].is_slower(template, int(planned.speed * 1.0001) + 1)
+        assert not builds[0].is_slower(template, int(planned.speed * 0.999))
+    assert builds[0].planned
 
 
 def test_many_sequences_of_a_small_model_are_faster_on_replicas(tmp_path: Path) -> None:
