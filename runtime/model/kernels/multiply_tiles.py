@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numba.core import types
 
+from runtime.model.kernels.arguments import Product
 from runtime.model.kernels.elements import F, elements, floats, integers, itemsize, numbers, put, reserved, wide
 from runtime.model.kernels.inner_loops import finish
 from runtime.model.kernels.subroutines import subroutine
@@ -43,6 +44,8 @@ from runtime.model.kernels.tiles import (
 )
 
 ELEMENT_BYTES = 2
+PART_BYTES = 1 << 19
+"""Rows of x that all outputs are computed for before the next rows: they stay in the second level of cache."""
 OUTPUTS = 2 * TILE_ROWS
 """Outputs that are computed at once, where there are as many."""
 load_weights, load_more_weights, load_x, load_more_x = (load_tile(tile) for tile in (4, 5, 6, 7))
@@ -135,7 +138,24 @@ def pack_groups(data: Any, a: Any, out: Any, me: Any, team: Any) -> None:
 
 @subroutine(apart=True)
 def multiply_tiles(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> None:
-    """Compute outputs ``output`` … ``last`` - 1 of ``a``, a Product; ``x``: its rows, packed."""
+    """Compute outputs ``output`` … ``last`` - 1 of ``a``, a Product; ``x``: its rows, packed, some after others."""
+    row_bytes, pair = padded(a.inputs) * ELEMENT_BYTES, 2 * TILE_ROWS
+    parts = max(1, (a.rows * row_bytes + PART_BYTES - 1) // PART_BYTES)
+    rows = max(pair, (a.rows + parts * pair - 1) // (parts * pair) * pair)
+    for row in range(0, a.rows, rows):
+        added: Any = a.added + row * a.added_stride if a.added else np.int64(0)
+        part = Product(
+            x=x + row * row_bytes, x_stride=x_stride, weight=a.weight, weight_stride=a.weight_stride, added=added,
+            added_stride=a.added_stride, out=a.out + row * a.out_stride, out_stride=a.out_stride,
+            rows=min(rows, a.rows - row), inputs=a.inputs, outputs=a.outputs, widened=0, widened_stride=0,
+            widened_per_thread=0,
+        )  # fmt: skip
+        _multiply_part(data, part, part.x, output, last)
+
+
+@subroutine(apart=True)
+def _multiply_part(data: Any, a: Any, x: Any, output: Any, last: Any) -> None:
+    """Compute these outputs of rows that stay in the second level of cache."""
     if last <= output or a.rows < 1:
         return
     full, few = a.rows // TILE_ROWS, a.rows % TILE_ROWS

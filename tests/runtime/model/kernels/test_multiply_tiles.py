@@ -72,3 +72,15 @@ def test_a_grouped_product_has_the_bits_of_products(
         rows = index.split(counts)[group]
         if len(rows):
             assert torch.equal(part, ops.product(x[rows], weights[group].t()))
+
+
+def test_rows_of_several_parts_have_the_bits_that_they_have_alone() -> None:
+    """Long rows, which are multiplied with the weight in parts, of which the last has fewer."""
+    x, weight, added = seeded(148, 4096), seeded(70, 4096), seeded(148, 70)
+    alone = torch.cat([ops.product(x[row : row + 1], weight.t(), added[row : row + 1]) for row in range(148)])
+    for rows in (64, 65, 129, 148):
+        assert torch.equal(ops.product(x[:rows], weight.t(), added[:rows]), alone[:rows])
+
+
+def seeded(rows: int, columns: int) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows + columns)).to(torch.bfloat16)
