@@ -101,14 +101,19 @@ def quantizer_settings(
         settings = config.get(key)
         if not isinstance(settings, dict) or (method := _method(key, settings)) not in methods:
             continue
-        if method != "modelopt" or settings.get("quant_algo") == "FP8":
+        if method != "modelopt" or _is_read(settings):
             return {**settings, "quant_method": method}, f"{config_file}: {key}"
     file = config_file.with_name(OF_MODELOPT)
     if "quantization_config" not in config and config_file.name == "config.json" and file.is_file():
         settings = _of_modelopt(file)
-        if "modelopt" in methods and settings.get("quant_algo") == "FP8":
+        if "modelopt" in methods and _is_read(settings):
             return {**settings, "quant_method": "modelopt"}, f"{file}: quantization"
     return None
+
+
+def _is_read(settings: Mapping[str, Any]) -> bool:
+    """Return whether ModelOpt's settings name an algorithm that is read, or a null: weights are plain then."""
+    return settings.get("quant_algo", "") in ("FP8", None)
 
 
 def _method(key: str, settings: Mapping[str, Any]) -> str:
@@ -129,6 +134,11 @@ def refuse_quantized(config: Mapping[str, Any], config_file: Path, tensors: Mapp
         file = config_file.with_name(name)
         if config_file.name == "config.json" and file.is_file():
             raise CheckpointError(f"{file}: found weights in {form}{_algorithm(file)}: {BEFORE_QUANTIZATION}")
+    refuse_quantized_tensors(config_file, tensors)
+
+
+def refuse_quantized_tensors(config_file: Path, tensors: Mapping[str, TensorInfo] | None) -> None:
+    """Raise CheckpointError for quantized weights that the names or dtypes of tensors tell."""
     for pattern, form in _TENSORS:
         found = next((name for name in tensors or () if fnmatchcase(name, pattern)), None)
         if found is not None:

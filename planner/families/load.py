@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import get_args
 
 from planner.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from planner.checkpoints.formats import quantizer_settings, refuse_quantized
+from planner.checkpoints.formats import quantizer_settings, refuse_quantized, refuse_quantized_tensors
+from planner.checkpoints.header import TensorInfo
 from planner.checkpoints.summary import Summary, describe
 from planner.errors import CheckpointError
 from planner.families.coded import CODED_NOTE, with_codes
@@ -22,7 +23,7 @@ from planner.families.rounded import rounded
 from planner.families.spellings import OWN
 from planner.families.tensors import as_stored, check_tensors, table_sha256
 from planner.families.wrappers import QUANTIZER_KEYS, WRAPPERS, as_wrapped, spellings, text_part
-from planner.quantized import METHODS, Recipe, ScaleDType, read_recipe
+from planner.quantized import METHODS, Recipe, ScaleDType, kv_scales, read_recipe
 from plans.dtypes import HEADER_NAMES
 from plans.format import quote
 from plans.schema import Model, RoundedWeights
@@ -89,6 +90,8 @@ def _load_base(path: Path, planned: Model | None) -> BaseInput:
         reading = as_wrapped(wrapper, reading, ways[0])
     if checkpoint.tensors is not None:
         reading = replace(reading, roles=as_stored(reading.roles, checkpoint.tensors))
+        if recipe is None and quantizer_settings(checkpoint.config, checkpoint.config_file, METHODS) is not None:
+            reading = _beside_kv_scales(reading, checkpoint.tensors)
         check_tensors(checkpoint, checkpoint.tensors, reading)
     return BaseInput(
         model=reading.model,
@@ -128,7 +131,19 @@ def _recipe(checkpoint: Checkpoint, keys: Keys) -> Recipe | None:
     settings, where = found
     for name in QUANTIZER_KEYS:
         keys.get(name)
-    return read_recipe(settings, where)
+    recipe = read_recipe(settings, where)
+    if recipe is None:
+        refuse_quantized_tensors(checkpoint.config_file, checkpoint.tensors)
+    return recipe
+
+
+def _beside_kv_scales(reading: BaseReading, tensors: Mapping[str, TensorInfo]) -> BaseReading:
+    """Return a reading of plain weights that lets scales of a KV cache be there: its dtype is the plan's."""
+    modules = {source.name.removesuffix(".weight") for source in reading.roles.values()}
+    scales = (expected for module in modules for expected in kv_scales(module).values() if expected.name in tensors)
+    found = {expected.name: tensors[expected.name].shape for expected in scales}
+    known = {name: shape if shape in ((), (1,)) else (1,) for name, shape in found.items()}
+    return replace(reading, ignored={**reading.ignored, **known})
 
 
 def _scales(checkpoint: Checkpoint) -> ScaleDType:

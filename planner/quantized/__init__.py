@@ -4,7 +4,7 @@ from planner.quantized.autoround import AutoRoundRecipe
 from planner.quantized.layouts import Rounded, RoundedColumns
 from planner.quantized.mxfp4 import Mxfp4Recipe
 from planner.quantized.recipe import METHODS, read_recipe
-from planner.quantized.records import Expected, Part, Proof, Recipe, ScaleDType, Stored, check
+from planner.quantized.records import Expected, Part, Proof, Recipe, ScaleDType, Stored, check, kv_scales
 
 __all__ = [
     "METHODS",
@@ -19,5 +19,6 @@ __all__ = [
     "ScaleDType",
     "Stored",
     "check",
+    "kv_scales",
     "read_recipe",
 ]

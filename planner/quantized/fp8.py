@@ -59,13 +59,16 @@ def read_fp8(settings: Settings) -> Fp8Recipe:
     )
 
 
-def read_modelopt(settings: Settings) -> Fp8Recipe:
-    """Read ModelOpt's settings, of ``config.json`` or of the key ``quantization`` of ``hf_quant_config.json``."""
+def read_modelopt(settings: Settings) -> Fp8Recipe | None:
+    """Read ModelOpt's settings, of ``config.json`` or of the key ``quantization`` of ``hf_quant_config.json``.
+
+    None: the algorithm is a null, and weights are plain, perhaps beside scales of a KV cache, which nothing needs.
+    """
     algorithm = settings.get("quant_algo")
-    if algorithm != "FP8":
+    if algorithm not in ("FP8", None):
         raise settings.fail("quant_algo", f"found {quote(algorithm)}, expected FP8: {NOT_READ}")
     skipped = settings.names("ignore") + settings.names("exclude_modules")
     settings.finish(
         "quant_method", "producer", "config_groups", "kv_cache_scheme", "kv_cache_quant_algo", "quantized_layers"
     )
-    return Fp8Recipe(block=None, skipped=Names.read(*skipped))
+    return None if algorithm is None else Fp8Recipe(block=None, skipped=Names.read(*skipped))

@@ -9,7 +9,7 @@ from planner.quantized.records import Recipe
 from planner.quantized.settings import Settings
 from plans.format import quote
 
-METHODS: Mapping[str, Callable[[Settings], Recipe]] = {
+METHODS: Mapping[str, Callable[[Settings], Recipe | None]] = {
     "compressed-tensors": compressed_tensors.read,
     "gptq": gptq.read_gptq,
     "awq": gptq.read_awq,
@@ -21,8 +21,11 @@ METHODS: Mapping[str, Callable[[Settings], Recipe]] = {
 """Reader of the settings of each ``quant_method``."""
 
 
-def read_recipe(values: Any, where: str) -> Recipe:
-    """Read the settings of a quantizer; ``where``: their path in messages. Raise ConfigError."""
+def read_recipe(values: Any, where: str) -> Recipe | None:
+    """Read the settings of a quantizer, None: weights are plain; ``where``: their path in messages.
+
+    Raise ConfigError.
+    """
     settings = Settings(values, where)
     method = settings.get("quant_method")
     if not isinstance(method, str) or method not in METHODS:

@@ -71,6 +71,31 @@ def test_a_file_beside_a_config_that_does_not_say_so_tells_quantized_weights(
     load_base(other)
 
 
+NULL = {"quant_algo": None, "kv_cache_quant_algo": "FP8"}
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_an_algorithm_that_modelopt_leaves_null_means_plain_weights(tmp_path: Path, beside: bool) -> None:
+    """Scales of its KV cache may be there, and no codes of weights."""
+    directory = saved(tmp_path / "base", "llama")
+    model = load_base(directory).model
+    producer, file = {"name": "modelopt"}, directory / "config.json"
+    if beside:
+        (directory / "hf_quant_config.json").write_text(json.dumps({"producer": producer, "quantization": NULL}))
+    else:
+        quantizer = {"quant_method": "modelopt", "producer": producer} | NULL
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": quantizer}))
+    assert load_base(directory).model == model
+    weights = directory / "model.safetensors"
+    plain = load_file(weights)
+    scale = {"model.layers.0.self_attn.k_proj.k_scale": torch.ones(1)}
+    save_file(plain | scale, weights)
+    assert load_base(directory).model == model
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file(plain | {name: plain[name].to(torch.float8_e4m3fn)}, weights)
+    assert "found dtype F8_E4M3, which is FP8" in refused(CheckpointError, lambda: load_base(directory))
+
+
 def linear(suffixes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"model.layers.0.self_attn.q_proj.{suffix}": tensor for suffix, tensor in suffixes.items()}
 

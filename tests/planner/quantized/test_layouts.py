@@ -52,7 +52,9 @@ def part_rows(stored: Stored, part: Part, span: Range, tensors: dict[str, Tensor
 
 
 def stored_as(config: dict[str, Any], out: int, columns: int, scales: torch.dtype) -> Stored:
-    stored = read_recipe(config, "config.json: quantization_config").stored(MODULE, out, columns, NAMES[scales])
+    recipe = read_recipe(config, "config.json: quantization_config")
+    assert recipe is not None
+    stored = recipe.stored(MODULE, out, columns, NAMES[scales])
     assert stored is not None
     return check(stored, "config.json")
 

@@ -43,7 +43,9 @@ def compressed(
 
 
 def read(config: Any) -> Recipe:
-    return read_recipe(config, WHERE)
+    recipe = read_recipe(config, WHERE)
+    assert recipe is not None
+    return recipe
 
 
 def code(recipe: Recipe, module: str) -> str | None:
