@@ -16,6 +16,7 @@ from planner.solver.solve import Solved, solve
 from plans import codec
 from plans.buffers import OUTBOX, device_buffers
 from plans.check import check
+from plans.dtypes import cached_width
 from plans.schema import Inputs, KvAxis, Pin, Plan, Strategy, Tree
 from tests.planner.instances import EQUAL, UNLIKE, Head, cpu, formulation, host
 
@@ -159,7 +160,8 @@ def test_a_narrow_cache_has_a_sound_plan() -> None:
         _planned(_with(formulation(BOXES, "eagle3"), kv_dtype=kv))[2] for kv in ("float32", "float8_e4m3fn")
     )
     cached = [sum(line.kv_bytes + line.draft_kv_bytes for line in plan.memory) for plan in (wide, narrow)]
-    assert cached[0] == 4 * cached[1]
+    dims = narrow.model.layers[0].attention.head_dim
+    assert cached[0] * cached_width("float8_e4m3fn", dims) == 4 * dims * cached[1]
     assert narrow.proof.objective_ns <= wide.proof.objective_ns
 
 
