@@ -55,6 +55,11 @@ def tree_for(options: Options, sequences: int) -> Tree | None:
     return next(tree for most, tree in steps(options) if sequences <= most)
 
 
+def verified_sequences(options: Options, nodes: int) -> int:
+    """Return the most sequences of a step that verifies trees of so many nodes; without a draft any step may."""
+    return max((most for most, tree in steps(options) if tree and _nodes(tree) == nodes), default=options.batch)
+
+
 def step_options(options: Options, sequences: int, tree: Tree | None) -> Options:
     """Return the options of a step with so many sequences and a tree: its rows and messages follow from them."""
     return replace(options, batch=sequences, tree=tree, schedule=None)

@@ -141,6 +141,7 @@ class Drafter:
         cache = self._cache
         if ops.is_cpu(positions):
             return None
+        rows = positions.shape[0] // lengths.shape[0]
         hides_tree = self._share.axis == "context" and self._share.part > 0  # it is on every member, and counts once
         return Mask(
             positions=positions,
@@ -152,7 +153,7 @@ class Drafter:
             window=None,
             part=cache.part,
             parts=cache.parts,
-            splits=splits_of(cache.rows - cache.tree_rows, positions.shape[0], self._most_rows),
+            splits=splits_of(cache.rows - cache.tree_rows, rows, self._batch, self._most_rows),
             counters=cache.counters,
         )
 

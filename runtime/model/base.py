@@ -28,7 +28,7 @@ from plans.rotary import table_of
 from plans.schema import Model, Plan, Stage
 from plans.slot_records import LayerSlots, SlotSpec
 from plans.slots import lm_head_slots, stage_slots, vocabulary_rows
-from plans.step import forward_rows, layer_class, tree_rows
+from plans.step import layer_class, tree_rows
 from runtime.comm.groups import Comm, Group
 from runtime.image.buffers import Memory
 from runtime.image.dtypes import DTYPES
@@ -204,8 +204,7 @@ class BaseStage:
             for layer, own in zip(layers, cache.layers, strict=True):
                 caches[layer] = len(self.views), own
             bias = memory.buffer(bias_name(window)) if reads_bias(self._share, cache.layers[0]) else None
-            most = forward_rows(plan.options)
-            self.views.append(View(cache, bias, window, self._share, most_rows=most, divided=self._divided))
+            self.views.append(View(cache, bias, window, self._share, plan.options, divided=self._divided))
         self._caches = [caches[layer] for layer in sorted(caches)]
         """By layer: the number of its view, and its KV cache [B, T, 2k, D]."""
 

@@ -44,15 +44,15 @@ class Mask:
     """int32 [B * k], zeros: splits that are written, of each KV head of a sequence; None: of a cache of one split."""
 
 
-def splits_of(cache_rows: int, rows: int, most_rows: int) -> int:
-    """Return the splits in which ``rows`` rows attend to a cache, where a forward has ``most_rows`` rows at most.
+def splits_of(cache_rows: int, rows: int, sequences: int, most_rows: int) -> int:
+    """Return the splits in which ``rows`` rows of a sequence attend to its cache.
 
-    The partial results of all splits then take no more than the results of ``most_rows`` rows in float32
-    (`scratch.attention` in plans/layer_buffers.py). It follows from the plan and from how many rows there are: nodes of
-    the trees of all places that a step computes. So it is the same for every step of a shape, whatever lengths are, and
-    with more running sequences there are fewer splits, of more rows each.
+    ``sequences``: most that a forward of such rows may have, by the plan; ``most_rows``: most rows of any forward. The
+    partial results of all splits then take no more than the results of ``most_rows`` rows in float32
+    (`scratch.attention` in plans/layer_buffers.py). How many sequences run, and how long they are, does not count: the
+    attention of a sequence has the same bits alone and beside others.
     """
-    return max(1, min(SPLITS, most_rows // max(1, rows), -(-cache_rows // SPLIT_ROWS)))
+    return max(1, min(SPLITS, most_rows // (rows * sequences), -(-cache_rows // SPLIT_ROWS)))
 
 
 def words_of(visible: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from plans.kv import KvShare
+from plans.schema import Options
+from plans.step import forward_rows, verified_sequences
 from runtime.model import ops
 from runtime.model.kvcache import KvCache
 from runtime.model.layers import Rows, hide
@@ -21,14 +23,15 @@ class View:
     """Cache and mask of the layers of one window on one device."""
 
     def __init__(
-        self, cache: KvCache, bias: Tensor | None, window: int | None, share: KvShare, *, most_rows: int, divided: bool
-    ) -> None:
-        """``bias`` [R, T]: buffer of the mask; None: nothing reads one (``split_kv.reads_bias``). ``most_rows``: R.
+        self, cache: KvCache, bias: Tensor | None, window: int | None, share: KvShare, options: Options, *,
+        divided: bool,
+    ) -> None:  # fmt: skip
+        """``bias`` [R, T]: buffer of the mask; None: nothing reads one (``split_kv.reads_bias``).
 
-        ``divided``: other devices have some of the sequences.
+        ``options``: of the plan. ``divided``: other devices have some of the sequences.
         """
         self.cache, self._bias, self._window, self._divided = cache, bias, window, divided
-        self._most_rows = most_rows
+        self._options = options
         self._hides_tree = share.axis == "context" and share.part > 0
         """Every member of a subgroup has the tree's rows; the first attends to them."""
 
@@ -49,7 +52,7 @@ class View:
         if self._bias is not None:
             bias, oldest = self._bias_of_chunk(self._bias[:width, : stop - start], positions, last)
         if not ops.is_cpu(positions):
-            mask = self._mask(positions.flatten(), None, cache.lengths[own], appended=last + 1, tree=0)
+            mask = self._mask(positions.flatten(), None, cache.lengths[own], 1, appended=last + 1, tree=0)
         return Rows(
             rotary=tuple(rotary),
             query_factors=query_factors,
@@ -74,9 +77,14 @@ class View:
         self._hide(bias, self._held(end, bias.shape[1]), asking)
         return bias[None, None], cache.oldest(end, 0)
 
-    def _mask(self, positions: Tensor, ancestors: Tensor | None, lengths: Tensor, *, appended: int, tree: int) -> Mask:
-        """Return the mask of a forward on a GPU; arguments as in ``Mask``."""
-        cache = self.cache
+    def _mask(
+        self, positions: Tensor, ancestors: Tensor | None, lengths: Tensor, sequences: int, *, appended: int, tree: int
+    ) -> Mask:
+        """Return the mask of a forward on a GPU; arguments as in ``Mask``.
+
+        ``sequences``: most that a forward of such rows may have.
+        """
+        cache, rows = self.cache, positions.shape[0] // lengths.shape[0]
         return Mask(
             positions=positions,
             ancestors=None if self._hides_tree else ancestors,
@@ -87,7 +95,7 @@ class View:
             window=self._window,
             part=cache.part,
             parts=cache.parts,
-            splits=splits_of(cache.rows - cache.tree_rows, positions.shape[0], self._most_rows),
+            splits=splits_of(cache.rows - cache.tree_rows, rows, sequences, forward_rows(self._options)),
             counters=cache.counters,
         )
 
@@ -109,7 +117,8 @@ class View:
             words, positions = packed
             if self._window is not None and nodes > self._window:
                 words, _ = ops.packed(visible, lengths)
-            mask = self._mask(positions, words, lengths, appended=0, tree=nodes)
+            most = verified_sequences(self._options, nodes)
+            mask = self._mask(positions, words, lengths, most, appended=0, tree=nodes)
         if self._bias is not None:
             bias = self._bias[: count * nodes].view(count, nodes, -1)[:, :, : stop - tree.start]  # [b, N, t]
             asking = None if depths is None else (depths + (lengths - 1)).flatten()  # positions of the nodes

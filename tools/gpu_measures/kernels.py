@@ -48,7 +48,7 @@ class Attended:
         mask = Mask(
             positions=(length + number).flatten(), ancestors=words_of(seen[:, start - tree : start]) if tree else None,
             lengths=torch.full((1, 1), length, device=device), appended=0 if tree else n, tree=tree, start=start,
-            window=None, part=0, parts=1, splits=splits_of(rows - start, n, 512),
+            window=None, part=0, parts=1, splits=splits_of(rows - start, n, 1, 512),
             counters=torch.zeros(8, dtype=torch.int32, device=device),
         )  # fmt: skip
         bias = torch.zeros(n, rows, device=device, dtype=bench.dtype).masked_fill_(~seen, float("-inf"))

@@ -1,5 +1,7 @@
 """Attention by Triton's interpreter against softmax in float64 over the positions that a row may see."""
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -102,6 +104,14 @@ def test_rows_see_their_ancestors_and_their_positions(
         assert torch.equal(partial[own, :, dims] > float("-inf"), seen)
         off = (partial[own, :, dims].double() - sums)[seen].abs()
         assert not len(off) or off.max() < (1e-4 if dtype == torch.float32 else 1e-2)
+        single = replace(
+            mask, positions=mask.positions[own], ancestors=None if words is None else words[own],
+            lengths=ends[number : number + 1],
+        )  # fmt: skip
+        alone = attention.attend(
+            qkv[own].clone(), heads, cache, 1 + number, single, scale=0.7, softcap=softcap, sinks=own_sinks
+        )
+        assert torch.equal(alone, out[own]), "a sequence has the same bits beside others"
 
 
 def test_parts_of_a_cache_are_merged_and_a_member_keeps_its_columns() -> None:
@@ -116,6 +126,7 @@ def test_parts_of_a_cache_are_merged_and_a_member_keeps_its_columns() -> None:
 
 
 def test_splits_follow_from_the_plan_and_their_results_fit_into_its_scratch() -> None:
-    assert [splits_of(8320, rows, 512) for rows in (1, 60, 480, 512)] == [16, 8, 1, 1]
-    assert splits_of(300, 1, 512) == 2
-    assert splits_of(8320, 60, 60) == 1
+    assert [splits_of(8320, rows, 1, 512) for rows in (1, 60, 480, 512)] == [16, 8, 1, 1]
+    assert [splits_of(8320, 1, sequences, 512) for sequences in (1, 64, 512)] == [16, 8, 1]
+    assert splits_of(300, 1, 1, 512) == 2
+    assert splits_of(8320, 60, 1, 60) == 1
