@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 PROGRAM = Path(__file__).with_name("gpu_parts.py")
@@ -86,8 +86,9 @@ def run(part: Part, device: str) -> tuple[list[Row], int]:
     path = os.pathsep.join([str(PROGRAM.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYTHONPATH": path}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=environment,
+        start_new_session=True,
+    )  # fmt: skip
     seconds = part.seconds * (CPU_FACTOR if device == "cpu" else 1)
     try:
         out, error = process.communicate(timeout=seconds)
@@ -96,7 +97,7 @@ def run(part: Part, device: str) -> tuple[list[Row], int]:
         os.killpg(process.pid, signal.SIGKILL)
         out, error = process.communicate()
         code = 124
-    rows = [Row(part=part.name, **json.loads(line)) for line in out.splitlines() if line.startswith("{")]
+    rows = [row for line in out.splitlines() if (row := _row(part, line)) is not None]
     last = next((line for line in reversed(error.splitlines()) if line.strip()), "no message")
     if code == NO_DEVICE:
         rows.append(Row(part=part.name, what=part.tries, predicted="", measured="no CUDA device", verdict="not tried"))
@@ -104,6 +105,16 @@ def run(part: Part, device: str) -> tuple[list[Row], int]:
         reason = f"longer than {seconds} s" if code == 124 else f"exit code {code}: {last}"
         rows.append(Row(part=part.name, what=part.tries, predicted="an end", measured=reason, verdict="WRONG"))
     return rows, code
+
+
+def _row(part: Part, line: str) -> Row | None:
+    """Return the row that a part printed; None: a library's own line, or one that the end of the part cut off."""
+    try:
+        said = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    own = {field.name for field in fields(Row)} - {"part"}
+    return Row(part=part.name, **said) if isinstance(said, dict) and said.keys() == own else None
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -135,9 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             more, code = run(part, "cpu" if options.cpu else "cuda")
             rows += more
             codes.append(code)
+            if options.json:  # after each part: what is known stays, however the check ends
+                options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print(table(rows))
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     if any(row.verdict == "WRONG" for row in rows):
         return 1
     return NO_DEVICE if NO_DEVICE in codes else 0

@@ -57,6 +57,28 @@ def test_the_table_of_what_needs_a_gpu_names_each_part() -> None:
     assert named == set(gpu_parts.PARTS)
 
 
+def test_what_a_part_prints_besides_its_rows_ends_no_other_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library's line in braces, a byte that is no UTF-8, a row that is cut off; and rows are kept part by part."""
+    program = tmp_path / "parts.py"
+    program.write_text(
+        "import json, os, pathlib, sys\n"
+        f"kept = pathlib.Path({str(tmp_path / 'rows.json')!r})\n"
+        "row = dict(what=sys.argv[1], predicted='', measured=str(kept.exists()), verdict='ok')\n"
+        "print(json.dumps(row), '{\"level\": 1}', '{braces}', json.dumps(row)[:20], sep='\\n', flush=True)\n"
+        "os.write(2, b'\\xff lost\\n')\n"
+        "sys.exit(3 if sys.argv[1] == 'machine' else 0)\n"
+    )
+    monkeypatch.setattr(gpu_check, "PROGRAM", program)
+    code, rows = table(["--only", "machine,attention"], tmp_path)
+    assert (code, [(row["what"], row["verdict"]) for row in rows]) == (
+        1, [("machine", "ok"), (gpu_check.PARTS[0].tries, "WRONG"), ("attention", "ok")]
+    )  # fmt: skip
+    assert rows[1]["measured"] == "exit code 3: \N{REPLACEMENT CHARACTER} lost"
+    assert [row["measured"] for row in rows if row["verdict"] == "ok"] == ["False", "True"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_every_part_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, rows = table(["--only", "machine,attention"], tmp_path)

@@ -119,9 +119,14 @@ def devices(bench: Bench) -> None:
     if not bench.gpu:
         untried("MIG slices", "a CPU has none")
         return
-    report = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
-    slices = [line for line in report.splitlines() if "MIG" in line]
-    if slices:
+    if shutil.which("nvidia-smi") is None:
+        untried("MIG slices", "no nvidia-smi in PATH")
+        return
+    report = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, errors="replace")
+    slices = [line for line in report.stdout.splitlines() if "MIG" in line]
+    if report.returncode:
+        untried("MIG slices", f"nvidia-smi -L: exit {report.returncode}")
+    elif slices:
         say("MIG slices", "one a process", f"{len(slices)}; torch sees {torch.cuda.device_count()}")
     else:
         untried("MIG slices", "this GPU is not divided")
