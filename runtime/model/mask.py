@@ -49,8 +49,9 @@ def splits_of(cache_rows: int, rows: int, sequences: int, most_rows: int) -> int
 
     ``sequences``: most that a forward of such rows may have, by the plan; ``most_rows``: most rows of any forward. The
     partial results of all splits then take no more than the results of ``most_rows`` rows in float32
-    (`scratch.attention` in plans/layer_buffers.py). How many sequences run, and how long they are, does not count: the
-    attention of a sequence has the same bits alone and beside others.
+    (`scratch.attention` in plans/layer_buffers.py). How many sequences run, and how long they are, does not count: with
+    the same tree the attention of a sequence has the same bits alone and beside others. So a plan of many sequences has
+    few splits of its trees, when one sequence runs, too.
     """
     return max(1, min(SPLITS, most_rows // (rows * sequences), -(-cache_rows // SPLIT_ROWS)))
 
