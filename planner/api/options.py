@@ -183,7 +183,7 @@ class FleetOptions(BuildOptions):
         check_number("replicas", self.replicas, MOST_DEVICES)
         check_number("clients", self.clients, MOST_CLIENTS)
         number, most = self.min_tokens_per_s, MOST_MICROTOKENS / MICRO
-        if isinstance(number, bool) or not 0 <= number <= most:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= most:
             raise InputError(f"min_tokens_per_s: found {quote(number)}, expected a number from 0 to {most:g}")
 
 

@@ -94,7 +94,7 @@ def _comments(plan: Plan, whole: bool, on_cpu: int) -> list[str]:
     if not whole:
         comments.append("# -sm tensor is experimental; it rounds each tensor's shares by itself.")
     if plan.options.kv_dtype == "float8_e4m3fn":
-        comments.append("# llama.cpp has no KV cache of 8-bit floats: q8_0 takes 6 % more.")
+        comments.append("# llama.cpp has no KV cache of 8-bit floats: q8_0 has integers, one scale for 32.")
     elif plan.options.kv_dtype == "int8":
         comments.append("# The KV cache has a scale for each head: llama.cpp's q8_0 has one for each 32 values.")
     if plan.draft is not None:

@@ -107,8 +107,9 @@ def test_fleets_are_planned_written_read_checked_and_compared(tmp_path: Path) ->
     assert "replicas 2 -> 1" in compared.lines[0]
     with pytest.raises(InputError, match="clients: found 0, expected 1 to"):
         planner.plan_fleet(inventory=machine, clients=0)
-    with pytest.raises(InputError, match="min_tokens_per_s: found -1, expected a number from 0"):
-        planner.plan_fleet(inventory=machine, min_tokens_per_s=-1)
+    for least, found in ((-1, "-1"), ("15", "\"15\"|'15'"), (float("nan"), "nan")):
+        with pytest.raises(InputError, match=f"min_tokens_per_s: found ({found}), expected a number from 0"):
+            planner.plan_fleet(inventory=machine, min_tokens_per_s=least)
 
 
 def test_options_of_fleets_are_those_of_the_command() -> None:
