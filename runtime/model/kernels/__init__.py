@@ -18,6 +18,8 @@ one step of a layer, and all threads of libgomp's team (the threads that torch h
     attention     rotary embedding, write to the KV cache, attention
     coded         product with a weight in codes
     coded_loops   their inner loops
+    coded_tiles   products with codes of floats, and of int4 with zero points, by AMX
+    tiles_of_codes  their codes as bfloat16
     decoding      codes as float32
     int4          products with codes of int4, as integers
     int8          products with codes of int8 of one scale for each output, as integers

@@ -357,11 +357,20 @@ def repeated(typing: Any, source: Any, target: Any, rows: Any, groups: Any, per_
 
 @subroutine(types.int64)
 def factors(a: Any) -> Any:
-    """Return the scales that a row of ``a``, a CodedProduct, has in float32: one of all blocks, or one of each.
+    """Return how many scales ``write_factors`` writes of a row of ``a``, a CodedProduct.
 
-    Blocks of int4, of which a vector has two, have each its own.
+    Where there are zero points it is one for each block, as of these.
     """
-    return 1 if a.group >= a.inputs and not a.zeros and a.code != INT4 else (a.inputs + BLOCK - 1) // BLOCK
+    return (a.inputs + BLOCK - 1) // BLOCK if a.zeros else scales_alone(a)
+
+
+@subroutine(types.int64)
+def scales_alone(a: Any) -> Any:
+    """Return how many scales a row of ``a``, a CodedProduct, has in float32: one of all blocks, or one of each.
+
+    Blocks of int4, of which a vector has two, have each its own; zero points are not looked at.
+    """
+    return 1 if a.group >= a.inputs and a.code != INT4 else (a.inputs + BLOCK - 1) // BLOCK
 
 
 @subroutine(types.float32)
