@@ -78,7 +78,7 @@ def speculation_lines(plan: Plan, speculation: Speculation | None, *, same_place
     if acceptance <= pays_ppm and plan.options.keep_draft:
         lines.append("the draft is kept for fewer sequences, as --schedule keep asks")
     elif acceptance <= pays_ppm:
-        lines.append("the draft is expected to lose: plan with --objective tokens, or without --draft")
+        lines.append("the draft is expected to lose: plan with --objective tokens, or with --no-draft")
     if other is not None:
         lines.append(f"next best of those that were solved: {_runner_up(plan, other)}")
     return (*lines, *_schedule_lines(plan))

@@ -118,7 +118,7 @@ def test_no_draft_is_said_plainly(tmp_path: Path) -> None:
     assert not (out / "draft").exists()
     assert planner("check", out).exit_code == 0
     kept = planner(*asked, tmp_path / "kept", "--objective", "step")
-    assert "the draft is expected to lose" in kept.stderr
+    assert "the draft is expected to lose: plan with --objective tokens, or with --no-draft" in kept.stderr
     assert codec.load(tmp_path / "kept").draft is not None
 
 
