@@ -16,6 +16,10 @@ from plans.console import verbosity
 from plans.format import quote
 from plans.schema import Strategy, Tree
 
+SIZES = {"total_token": DEFAULT_TREE.total_token, "depth": DEFAULT_TREE.depth, "top_k": DEFAULT_TREE.top_k}
+TREES = ",".join(f"{name}={number}" for name, number in SIZES.items()) + ", one or more of these, or static"
+"""What a draft tree is written as."""
+
 
 class Whole(click.ParamType):  # type: ignore[type-arg] # older versions are not generic
     """A whole number within a range."""
@@ -104,13 +108,12 @@ def parse_tree(context: click.Context, parameter: click.Parameter, value: str | 
     shape, equals, paths = value.partition("=")
     if shape == "static":
         return static_tree(_paths(paths) if equals else STATIC_PATHS)
-    default = DEFAULT_TREE
-    sizes = {"total_token": default.total_token, "depth": default.depth, "top_k": default.top_k}
+    sizes = dict(SIZES)
     names = []
     for item in value.split(","):
         name, _, digits = item.partition("=")
         if name not in sizes:
-            raise click.BadParameter(f"found {quote(name)}, expected {', '.join(sizes)}")
+            raise click.BadParameter(f"found {quote(name)}, expected {TREES}")
         if name in names:
             raise click.BadParameter(f"{name}: found twice, expected once")
         least, most = LEAST_TREE[name], MOST_TREE[name]

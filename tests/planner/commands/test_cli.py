@@ -52,6 +52,14 @@ def test_usage_errors_come_before_any_file_is_read(tmp_path: Path, arguments: tu
     assert not (tmp_path / "p").exists()
 
 
+@pytest.mark.parametrize("tree", ["60/7/10", "depht=3", "60,7,10"])
+def test_a_tree_that_is_written_otherwise_is_refused_with_how_it_is_written(tmp_path: Path, tree: str) -> None:
+    result = planner("build", "--gpus", tmp_path / "none.yaml", "--tree", tree)
+    found = tree.partition("=")[0].partition(",")[0]
+    how = "total_token=60,depth=7,top_k=10, one or more of these, or static"
+    assert f"Invalid value for '--tree': found '{found}', expected {how}\n" in result.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
