@@ -127,8 +127,13 @@ def load_yaml(text: str | bytes, where: str) -> Any:
     try:
         return _Document(yaml.parse(source, Loader=_Parser)).read()
     except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark is not None else ""
-        raise PlanError(f"{where}: {line}{error.problem}") from error
+        mark = error.problem_mark
+        if mark is None:
+            raise PlanError(f"{where}: {error.problem}") from error
+        line = "".join(_LINE_END.split(decoded)[mark.line : mark.line + 1])  # the mark may be behind the last line
+        tab = line[mark.column : mark.column + 1] == "\t"
+        problem = "found a tab, expected spaces: YAML indents by them alone" if tab else error.problem
+        raise PlanError(f"{where}: line {mark.line + 1}: {problem}") from error
     except (yaml.YAMLError, ValueError) as error:
         raise PlanError(f"{where}: not valid YAML: {error}") from error
 

@@ -83,6 +83,9 @@ def test_any_bytes_are_read_or_refused(source: str | bytes) -> None:
         ("[" * 33 + "]" * 33, f"x.yaml: line 1: more than {MAX_DEPTH} nested collections"),
         (b"a: \xff", "x.yaml: not valid UTF-8: 'utf-8' codec can't decode byte 0xff in position 3: invalid start byte"),
         (b"a\0: \0", "x.yaml: not valid UTF-8: it has NUL bytes"),
+        ("a:\n\t- 1", "x.yaml: line 2: found a tab, expected spaces: YAML indents by them alone"),
+        ("a: 1\n\tb: 2", "x.yaml: line 2: found a tab, expected spaces: YAML indents by them alone"),
+        ("a: @1", "x.yaml: line 1: found character that cannot start any token"),
         ("a: [1", "x.yaml: line 2: did not find expected ',' or ']'"),
         (
             "#" * (MAX_DOCUMENT_BYTES + 1),
