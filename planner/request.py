@@ -38,6 +38,10 @@ LEAST_TREE = {"total_token": 2, "depth": 0, "top_k": 1}
 MOST_POSITIONS = 10**12
 """Largest number of positions that is an argument at all; the model's own limit is far below."""
 
+MOST_WORKERS = 64
+MOST_SOLVER_SEED = (1 << 31) - 1
+"""Largest seed that CP-SAT takes."""
+
 MOST_DEFAULT_CONTEXT = 8192
 """Positions at most where no context is asked for, whatever the model's limit."""
 

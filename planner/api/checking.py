@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from planner.api.options import check_search
 from planner.build import Built, rebuild
 from planner.solver import limits
 from planner.solver.minimise import Settings
@@ -52,6 +53,7 @@ def check(directory: str | Path, *, workers: int = 1, seed: int = 0) -> CheckRes
     ``workers``, ``seed``: of the solver; no plan depends on them. Raise InvalidPlanError where the plan contradicts
     itself, InputError where its inputs cannot be read, InfeasibleError or NotProvenError where they lead to no plan.
     """
+    check_search(workers, seed)
     directory = Path(directory)
     frozen = load(directory)
     settings = Settings(workers=workers, seed=seed, gap_ppm=frozen.options.gap_ppm, limit=limits.MOST_LIMIT)

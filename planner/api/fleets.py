@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from planner.api.checking import Repeated
-from planner.api.options import FleetOptions, with_options_of
+from planner.api.options import FleetOptions, check_search, with_options_of
 from planner.api.planning import request_of
 from planner.errors import InfeasibleError, InputError
 from planner.fleet import directory as fleet_directory
@@ -177,6 +177,7 @@ def check_fleet(directory: str | Path, *, workers: int = 1, seed: int = 0) -> Fl
 
     Raise as :func:`planner.check` does.
     """
+    check_search(workers, seed)
     directory = Path(directory)
     before = load_with_plans(directory)
     fleet = before.fleet

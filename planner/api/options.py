@@ -15,7 +15,7 @@ from typing import Literal, ParamSpec, TypeVar, get_args
 from planner.demo_model import BASE, DEFAULT_HEAD
 from planner.errors import InputError
 from planner.families import parse_aux_layers
-from planner.request import MOST_POSITIONS, Objective, Schedule, Wanted
+from planner.request import MOST_POSITIONS, MOST_SOLVER_SEED, MOST_WORKERS, Objective, Schedule, Wanted
 from plans.acceptance import PPM
 from plans.check_inputs import MOST_BATCH, MOST_CLIENTS, MOST_DEVICES, MOST_STALL_S
 from plans.fleet import MICRO, MOST_MICROTOKENS
@@ -204,11 +204,20 @@ def with_options_of(record: Callable[P, Options]) -> Callable[[Callable[[Options
     return decorate
 
 
+def check_search(workers: int, seed: int) -> None:
+    """Raise InputError for threads or a seed that the solver does not take."""
+    _check_integer("workers", workers, 1, MOST_WORKERS)
+    _check_integer("seed", seed, 0, MOST_SOLVER_SEED)
+
+
 def check_number(name: str, number: int | None, most: int) -> None:
     """Raise InputError for what is given and is no integer from 1 to ``most``."""
-    if number is None:
-        return
+    if number is not None:
+        _check_integer(name, number, 1, most)
+
+
+def _check_integer(name: str, number: int, least: int, most: int) -> None:
     if isinstance(number, bool) or not isinstance(number, int):
         raise InputError(f"{name}: found {quote(number)}, expected an integer{' or max' if name == 'context' else ''}")
-    if not 1 <= number <= most:
-        raise InputError(f"{name}: found {quote(number)}, expected 1 to {most}")
+    if not least <= number <= most:
+        raise InputError(f"{name}: found {quote(number)}, expected {least} to {most}")

@@ -7,10 +7,7 @@ from planner.commands.options import (
     Whole,
     parse_verbosity,
 )
-
-MOST_WORKERS = 64
-MOST_SOLVER_SEED = (1 << 31) - 1
-"""Largest seed that CP-SAT takes."""
+from planner.request import MOST_SOLVER_SEED, MOST_WORKERS
 
 
 def verbose(once: str, twice: str = "") -> click.Option:

@@ -151,6 +151,26 @@ def test_refusals_are_typed(tmp_path: Path) -> None:
         planner.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "workers: found 0, expected 1 to 64"),
+        ({"workers": True}, "workers: found True, expected an integer"),
+        ({"workers": None}, "workers: found None, expected an integer"),
+        ({"workers": "2"}, "workers: found '2', expected an integer"),
+        ({"seed": -1}, "seed: found -1, expected 0 to 2147483647"),
+        ({"seed": 1.5}, "seed: found 1.5, expected an integer"),
+    ],
+)
+@pytest.mark.parametrize("check", [planner.check, planner.check_fleet])
+def test_workers_and_seeds_that_the_solver_does_not_take_are_refused(
+    check: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        check(ROOT / "plans/demo", **options)
+    assert str(caught.value) == message
+
+
 def test_auto_is_the_strategy_of_least_latency(result: planner.PlanResult) -> None:
     auto = planner.plan(inventory=ROOT / "inventory.yaml", objective="step", strategy="auto")
     assert auto.plan == result.plan
