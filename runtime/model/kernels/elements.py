@@ -175,6 +175,12 @@ def chosen(builder: ir.IRBuilder, values: Any, lanes: Iterable[int]) -> Any:
     return builder.shuffle_vector(values, values, ir.Constant(ir.VectorType(I32, len(order)), order))
 
 
+def splat(builder: ir.IRBuilder, value: Any, lanes: int = LANES) -> Any:
+    """Return a vector with a value in each lane."""
+    first = builder.insert_element(ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined), value, I32(0))
+    return chosen(builder, first, [0] * lanes)
+
+
 def held(builder: ir.IRBuilder, value: Any) -> Any:
     """Return an address or a vector of which LLVM knows nothing, so that it stays in a register of its own.
 

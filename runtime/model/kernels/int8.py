@@ -42,6 +42,7 @@ from runtime.model.kernels.elements import (
     held,
     pointer,
     scalar_of,
+    splat,
     widened,
 )
 from runtime.model.kernels.processor import has
@@ -90,12 +91,12 @@ def arrange(typing: Any, data: Any, x: Any, out: Any, inputs: Any) -> Any:
         field = builder.zext(builder.add(exponent, I32(EXPONENT_BIAS - 126 - BITS)), I64)
         quantum = builder.bitcast(builder.shl(field, I64(52)), F64)
         quantum = builder.select(finite, quantum, ir.Constant(F64, float("nan")))
-        of_all = _splat(builder, inverse, BLOCK)
+        of_all = splat(builder, inverse, BLOCK)
         whole = builder.sub(blocks, builder.urem(blocks, I64(2)))
 
         def digits(block: Any, sums: Sequence[Any]) -> list[Any]:
             values = _values(builder, element, source, block, columns)
-            values = builder.select(_splat(builder, finite, BLOCK), values, _all(values.type, 0.0))
+            values = builder.select(splat(builder, finite, BLOCK), values, _all(values.type, 0.0))
             scaled = builder.fmul(values, of_all)
             rounded = builder.call(function(builder, scaled.type, [scaled.type], f"llvm.rint.v{BLOCK}f32"), [scaled])
             integers = builder.fptosi(rounded, words)
@@ -133,17 +134,11 @@ def _first(builder: ir.IRBuilder, address: Any, kind: Any, count: Any) -> Any:
     """Return a vector in memory, of which only the first ``count`` lanes are read, and others are 0."""
     words = ir.VectorType(I32, kind.count)
     most = builder.select(builder.icmp_signed("<", count, I64(kind.count)), count, I64(kind.count))
-    lanes = _splat(builder, builder.trunc(most, I32), kind.count)
+    lanes = splat(builder, builder.trunc(most, I32), kind.count)
     mask = builder.icmp_unsigned("<", ir.Constant(words, list(range(kind.count))), lanes)
     name = {"i8": "i8", "i16": "i16", "float": "f32"}[str(kind.element)]
     load = function(builder, kind, [POINTER, mask.type, kind], f"llvm.masked.load.v{kind.count}{name}.p0")
     return builder.call(load, [pointer(builder, address), mask, _all(kind, 0.0 if name == "f32" else 0)])
-
-
-def _splat(builder: ir.IRBuilder, value: Any, lanes: int) -> Any:
-    """Return a vector that has a value in each lane."""
-    first = builder.insert_element(ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined), value, I32(0))
-    return chosen(builder, first, [0] * lanes)
 
 
 def _all(kind: Any, number: float) -> Any:

@@ -1,6 +1,7 @@
 """Kernels of logits: the highest of each row, top-k with log-softmax, and that of a group's members together.
 
-A thread computes whole rows. Sums are taken in an order that depends on the number of columns alone.
+A thread computes whole rows. Sums are taken in an order that depends on the number of columns alone. A row that has
+what is not a number gives some of its columns.
 """
 
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from runtime.model.kernels.elements import (
     numbers,
     pointer,
     scalar_of,
+    splat,
     wide,
     widened,
 )
@@ -66,7 +68,7 @@ def _folded(builder: ir.IRBuilder, values: Any, combine: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def highest_of_block(typing: Any, data: Any, block: Any) -> Any:
-    """Return the highest of BLOCK elements at an address; NaN is none."""
+    """Return the highest of BLOCK elements at an address."""
 
     def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         none = ir.Constant(VECTOR, [float("-inf")] * LANES)
@@ -87,8 +89,7 @@ def sum_of_exponentials(typing: Any, data: Any, row: Any, vectors: Any, base: An
 
     def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         _, row, vectors, base = args
-        first = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), base, I32(0))
-        bases = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
+        bases = splat(builder, base)
 
         def add(number: Any, sums: Sequence[Any]) -> list[Any]:
             value = builder.fsub(_vector(builder, row, number, data.dtype), bases)

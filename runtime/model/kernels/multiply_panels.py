@@ -34,6 +34,7 @@ from runtime.model.kernels.elements import (
     pointer,
     prefetch,
     reserved,
+    splat,
 )
 from runtime.model.kernels.inner_loops import finish, repeated
 from runtime.model.kernels.subroutines import by_panels, subroutine
@@ -130,8 +131,7 @@ def quarter(vectors: int) -> Any:
                     prefetch(builder, builder.add(of_x, I64(FLOAT_BYTES * STRIP_ROWS * step + AHEAD_BYTES)))
                     for row in range(STRIP_ROWS):
                         value = builder.load(at(of_x, step * STRIP_ROWS + row, FLOAT_BYTES), typ=F32, align=FLOAT_BYTES)
-                        first = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), value, I32(0))
-                        same = builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, LANES), [0] * LANES))
+                        same = splat(builder, value)
                         for vector, output in enumerate(outputs):
                             index = row * vectors + vector
                             totals[index] = builder.call(fma, [output, same, totals[index]])

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from runtime.model.kernels.elements import F32, I32, I64, LANES, function, pointer, scalar_of, widened
+from runtime.model.kernels.elements import F32, I32, I64, LANES, function, pointer, scalar_of, splat, widened
 from runtime.model.kernels.inner_loops import repeated
 
 LEAST = -87.0
@@ -33,12 +33,6 @@ VECTOR, WORDS, SUMS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES), ir.V
 
 def _constant(kind: ir.VectorType, value: float | int) -> Any:
     return ir.Constant(kind, [value] * kind.count)
-
-
-def _splat(builder: ir.IRBuilder, value: Any) -> Any:
-    """Return a vector of a float32."""
-    first = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), value, I32(0))
-    return builder.shuffle_vector(first, first, _constant(WORDS, 0))
 
 
 def _fused(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
@@ -81,7 +75,7 @@ def add_bias(typing: Any, data: Any, scores: Any, bias: Any, vectors: Any, scale
 
     def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         _, scores, bias, vectors, scale, high = args
-        factor = _splat(builder, scale)
+        factor = splat(builder, scale)
 
         def add(number: Any, highest: Sequence[Any]) -> list[Any]:
             place = _at(builder, scores, number, 4)
@@ -91,7 +85,7 @@ def add_bias(typing: Any, data: Any, scores: Any, bias: Any, vectors: Any, scale
             builder.store(value, place, align=4)
             return [builder.select(builder.fcmp_ordered(">", value, highest[0]), value, highest[0])]
 
-        (highest,) = repeated(builder, I64(0), vectors, [_splat(builder, high)], add)
+        (highest,) = repeated(builder, I64(0), vectors, [splat(builder, high)], add)
         for lane in range(LANES):
             value = builder.extract_element(highest, I32(lane))
             high = builder.select(builder.fcmp_ordered(">", value, high), value, high)
@@ -124,7 +118,7 @@ def to_weights(typing: Any, scores: Any, vectors: Any, base: Any) -> Any:
 
     def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
         scores, vectors, base = args
-        subtracted = _splat(builder, base)
+        subtracted = splat(builder, base)
 
         def weigh(number: Any, sums: Sequence[Any]) -> list[Any]:
             place = _at(builder, scores, number, 4)
