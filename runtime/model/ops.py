@@ -10,6 +10,7 @@ asserted to agree with them; tests/runtime/model/kernels/touched.py has the byte
 """
 
 import ctypes
+import resource
 import struct
 from collections.abc import Callable
 from functools import cache, partial
@@ -24,6 +25,7 @@ from runtime.errors import MachineError
 from runtime.model.kernels import code
 from runtime.model.kernels.arguments import (
     EPSILON_UNIT,
+    LEAST_STACK_BYTES,
     MANY_ROWS,
     STRIP_ROWS,
     Attend,
@@ -76,6 +78,12 @@ def prepare(
     ``codes``: that too which only models with quantized weights need. ``kv_dtype``: of the KV cache; None: ``dtype``.
     ``report``: called with a phase before each kernel that is compiled.
     """
+    stack_bytes, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    if 0 <= stack_bytes < LEAST_STACK_BYTES:  # unlimited is negative
+        raise MachineError(
+            f"stack of a thread: found {stack_bytes >> 10} KiB, expected at least {LEAST_STACK_BYTES >> 10}: "
+            f"ulimit -s {LEAST_STACK_BYTES >> 10}"
+        )
     others = {kernel for kept, kernel in ATTEND_8_BITS.items() if str(kept) != f"torch.{kv_dtype}"}
     left = {EXCHANGE} | ({CODED} if not codes else set()) | others
     kernels = [kernel for kernel in code.KERNELS if kernel not in left]

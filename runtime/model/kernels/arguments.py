@@ -15,6 +15,8 @@ CODED_ROWS = 5
 """Rows of a quantized weight for which a thread has scratch: some that are float32, and their factors."""
 MANY_ROWS, STRIP_ROWS = 144, 12
 """Least rows of x that are multiplied with panels of a weight, and those that are packed together for it."""
+LEAST_STACK_BYTES = 2 << 20
+"""Least stack of a thread: the panel of ``multiply_panels``, 1 MiB, and less than as much for all else."""
 ITEMS, FEW_ITEMS, MANY_COLUMNS = 16, 4, 16384
 """Most items, query heads of rows, that attend to a KV head together: to up to MANY_COLUMNS columns, and to more."""
 LINE_FLOATS = 16

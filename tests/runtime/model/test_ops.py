@@ -1,5 +1,7 @@
 """The CPU operations of a layer against torch in float64, and in batches against row by row."""
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -368,6 +370,27 @@ def test_highest_is_the_first_of_the_highest_logits(dtype: torch.dtype, rows: in
     assert torch.equal(ops.highest(logits), logits.argmax(1))
     logits[0] = -torch.inf
     assert ops.highest(logits)[0] == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [5, 256, 999])
+def test_what_is_not_a_number_gives_tokens_of_the_vocabulary(dtype: torch.dtype, columns: int) -> None:
+    logits = seeded(4, columns, dtype=dtype)
+    logits[0], logits[1, 0], logits[2, columns - 1], logits[3, columns // 2 :] = [torch.nan] * 4
+    of_members = torch.stack([ops.candidates(logits, 3, first) for first in (0, columns)])
+    merged, _ = ops.merged(of_members, 3, dtype)
+    for tokens, most in ((ops.highest(logits), columns), (ops.top(logits, 3)[0], columns), (merged, 2 * columns)):
+        assert tokens.min() >= 0
+        assert tokens.max() < most
+
+
+def test_kernels_are_refused_a_stack_that_is_too_small_for_them() -> None:
+    program = "import torch; from runtime.model import ops; ops.prepare(torch.float32, codes=False)"
+    command = ["bash", "-c", 'ulimit -s 1024; exec "$@"', "-", sys.executable, "-c", program]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.stderr.splitlines()[-1] == (
+        "runtime.errors.MachineError: stack of a thread: found 1024 KiB, expected at least 2048: ulimit -s 2048"
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
