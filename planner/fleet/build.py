@@ -352,9 +352,9 @@ class _Build:
 
     @cached_property
     def _fastest_first(self) -> Callable[[int], list[tuple[float, int, StepBound, int]]]:
-        """Return for the trees of so many sequences what no part exceeds, tokens, the bound, and that of the drafter.
+        """Return trees of so many sequences: speed on all devices, tokens, bound, and that of the drafter.
 
-        Of the bounds on parts most then need not be asked for.
+        No part is faster than that, and the fastest are first, so that most trees need not be bounded on a part.
         """
 
         def listed(count: int) -> list[tuple[float, int, StepBound, int]]:

@@ -177,9 +177,9 @@ class Problem:
     message_ns: tuple[int, ...]
     """Time per host of a round in which its devices are told what was accepted (:func:`planner.integers.rounds`)."""
     awake_ns: tuple[int | None, ...]
-    """By host: the time of telling its devices in use, if there are several, where all devices in use are on the last
-    link of the chain, and so awake; at most ``message_ns``, which is the time of telling them, however many, where some
-    sleep. None: all are told in rounds."""
+    """By host: the time of telling its devices in use, if there are several. It counts where all devices in use are on
+    the last link of the chain, and so awake; elsewhere some sleep, and one ``message_ns``, no less, tells all of them.
+    None: they are told in rounds."""
     network_message_ns: int
     """Time of telling each host in use but the first."""
     goal: Goal

@@ -3,9 +3,9 @@
 A sample is some products with different pieces of the weights, as those of a few layers are, without the time of the
 interpreter for each, which whole layers do not take. It takes one to some milliseconds: long beside the time by which
 processes begin apart, and on a busy machine, too, many samples end before another program gets the core. Pieces are
-taken in turn, each process's far from those of the others, whose reading brings a piece into the cache that they
-share, so that each is out of the caches when it comes again; those of the ``cached`` set are few enough to
-stay, and are read once before they are timed. Attention is timed with a cache of some hundred positions beside one of a
+taken in turn, so that each is out of the caches when it comes again; processes begin far from each other, since what
+one reads is then in the cache that they share. Those of the ``cached`` set are few enough to stay, and are read once
+before they are timed. Attention is timed with a cache of some hundred positions beside one of a
 few, for heads of several dims: part of a vector costs more than a whole one.
 """
 

@@ -1,4 +1,4 @@
-"""Draft trees as tensors: no loop over nodes, no shape that depends on data.
+"""Draft trees as tensors, whose shapes do not depend on data; on a GPU no loop over nodes.
 
 A tree of N nodes is its tokens [N] and parents [N]; node 0 is the root and its own parent, and every other parent has
 a smaller number than its child. A batch of B trees is [B, N].

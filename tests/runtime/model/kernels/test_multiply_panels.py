@@ -33,7 +33,7 @@ def test_a_row_has_the_bits_that_it_has_alone(inputs: int, outputs: int, threads
 
 
 def test_rows_with_a_stride_are_multiplied_within_their_bounds() -> None:
-    """Results and rows of x between others, whose neighbours stay as they are."""
+    """Rows of x and of the weight with others between them, which are not read."""
     rows, inputs, outputs = MANY_ROWS + 5, 64, 80
     x, weight = torch.randn(rows, inputs + 16), torch.randn(outputs, inputs + 48)
     x[:, inputs:], weight[:, inputs:] = torch.nan, torch.nan
