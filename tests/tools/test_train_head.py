@@ -20,6 +20,7 @@ from transformers import LlamaForCausalLM
 
 import planner
 import train_head
+from eagle_heads import Eagle3Head
 from head_training.base import Base, load_base
 from head_training.errors import TrainingError
 from head_training.generation import Choice, answer_group, follow_group
@@ -31,7 +32,7 @@ from head_training.prompts import Prompt, Text, in_groups, invent, is_held_out, 
 from head_training.rows_attention import attend_rows
 from head_training.store import Stored, read_chunk, write_chunk
 from head_training.training import CHECKPOINT, Training, TrainingSettings, batches_of_like, make_batch
-from measure_demo import Eagle3Head, Memory, generate_greedily
+from measure_demo import Memory, generate_greedily
 from tests.tools.tiny_gguf import tiny_tokenizer
 from tools.smollm2_head import make_prompts
 

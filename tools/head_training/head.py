@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from eagle_heads import Eagle3Head, HeadShape
 from head_training.base import Base
 from head_training.errors import TrainingError
-from measure_demo import Eagle3Head, HeadShape
 
 INITIAL_EMBEDDING_SCALE = 0.02
 """Standard deviation of the weights that read the embedding, which no layer of the base has."""

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eagle_heads import Eagle3Head
 from head_training.base import Base
-from measure_demo import Eagle3Head
 
 LOSS_ROWS = 128
 """Predictions whose logits are compared with their targets at once."""

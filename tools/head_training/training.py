@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eagle_heads import Eagle3Head
 from head_training.base import Base
 from head_training.errors import TrainingError
 from head_training.head import Beginning, extended, new_head
@@ -18,7 +19,6 @@ from head_training.loss import Batch, StepResult, run_steps
 from head_training.optimizers import Schedule
 from head_training.progress import Progress, Usage
 from head_training.store import Stored
-from measure_demo import Eagle3Head
 
 WARM_UP_STEPS = 30
 STEP_DECAY = 0.9
