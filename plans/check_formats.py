@@ -1,7 +1,7 @@
 """Checks of formats of quantized weights: kernels and images can have them, and devices cut between their groups."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from plans.quantized import BLOCK, ROUNDED, column_unit, divides, is_half, rounded_table
 from plans.schema import LayerClass, Model, RoundedWeights, WeightFormat
@@ -13,12 +13,26 @@ def check_formats(path: str, layers: LayerClass, hidden: int) -> Iterator[Violat
     attention, mlp = layers.attention, layers.mlp
     wide = attention.num_heads * attention.head_dim
     of_unit = (mlp.unit, mlp.shared_unit) if mlp.unit > 0 and mlp.units > 0 else ()
-    for name, form, columns, cuts in (
+    forms: list[tuple[str, WeightFormat | None, int, tuple[int, ...]]] = [
         ("attention.qkv_format", attention.qkv_format, hidden, ()),
         ("attention.o_format", attention.o_format, wide, ()),
         ("mlp.gate_up_format", mlp.gate_up_format, hidden, ()),
         ("mlp.down_format", mlp.down_format, mlp.intermediate_size, of_unit),
+    ]
+    for one, part, of_one, split in (
+        ("attention.qkv_format", attention, attention.qkv_format, attention.qkv_formats),
+        ("mlp.gate_up_format", mlp, mlp.gate_up_format, mlp.gate_up_formats),
     ):
+        if split is not None:
+            own = {field.name: part.formats[field.name] for field in fields(split)}
+            forms += [(f"{one}s.{name}", form, hidden, ()) for name, form in own.items()]
+            if of_one is not None:
+                yield bad(f"{path}.{one}", of_one, f"nothing beside {one}s, which has those of each")
+            if len(set(own.values())) == 1:
+                yield bad(f"{path}.{one}s", ", ".join(own), f"formats that differ: one of all is {one}")
+    if mlp.gate_up_formats is not None and mlp.kind == "moe":
+        yield bad(f"{path}.mlp.gate_up_formats", "gate, up", "nothing of experts")
+    for name, form, columns, cuts in forms:
         if form is not None:
             yield from _check_format(f"{path}.{name}", form, columns, cuts)
     if attention.num_kv_heads > 0 and not divides(attention, "heads", 1):

@@ -143,7 +143,7 @@ def _check_same(path: str, attention: Attention, first: Attention) -> Iterator[V
     """
     for field in fields(attention):
         value, expected = getattr(attention, field.name), getattr(first, field.name)
-        if value != expected and field.name not in ("window", "qkv_format", "o_format"):
+        if value != expected and field.name not in ("window", "qkv_format", "o_format", "qkv_formats"):
             reason = "as in model.layers[0]: only MLPs, windows and formats differ"
             yield bad(f"{path}.{field.name}", value, f"{expected}, {reason}")
 

@@ -9,6 +9,9 @@ LAYER, MERGE = 9, 1
 And the merge of the splits of the cache, where attention does not do it by itself (``plans.step.merges_itself``)."""
 ACTIVATION = 1
 """Of these in a dense layer whose gate and up are not in codes, which is torch's product: others apply it."""
+SPLIT_QKV, SPLIT_GATE_UP = 3, 2
+"""More in a layer whose q, k and v, or gate and up, have formats of their own: a product of each, and the copy of their
+results into one; behind gate and up the activation is a kernel again."""
 EXPERTS = 3
 """More in a layer with experts: choice, sort and sum of the rows of each expert; their product applies the
 activation."""

@@ -178,7 +178,8 @@ def coded_products(model: Model, options: Options, share: KvShare, mlp_units: in
     """
     read = [0]
     for attention, mlp in ((layers.attention, layers.mlp) for layers in model.layers):
-        if attention.qkv_format is not None or mlp.gate_up_format is not None:
+        forms = attention.formats | mlp.formats
+        if any(forms[name] is not None for name in ("q", "k", "v", "gate", "up")):
             read.append(model.hidden_size)
         if attention.o_format is not None:
             whole = attention.num_heads * attention.head_dim
@@ -255,12 +256,14 @@ def _converted(common: Layers, share: KvShare, heads: int, cache: tuple[int, ...
 def _mlp_width(mlp: Mlp, common: Layers, units: int) -> int:
     """Return the values of a row's temporaries: gate, up and their product; of experts also the row's copy and result.
 
+    Gate and up of formats of their own are copied side by side.
+
     Each row is there with every expert that is picked for it; gate and up once more where they have biases. ``units``
     may be those of another, finer MLP of the model: no share is more than the whole.
     """
     channels, hidden = min(units * mlp.unit, mlp.intermediate_size), common.hidden
     if mlp.kind != "moe":
-        return 3 * channels
+        return (3 if mlp.gate_up_formats is None else 4) * channels
     shared = 3 * min(units, mlp.units) * mlp.shared_unit + hidden if mlp.shared_size else 0
     return shared + mlp.experts_per_token * (2 * hidden + (4 if mlp.bias else 3) * channels)
 

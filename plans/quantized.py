@@ -23,7 +23,7 @@ filled up to whole blocks by columns whose ``order`` is -1, where the input coun
 import dataclasses
 from collections.abc import Mapping
 
-from plans.schema import Attention, Draft, KvAxis, Model, RoundedWeights, WeightFormat
+from plans.schema import Attention, Draft, KvAxis, LayerClass, Model, RoundedWeights, WeightFormat
 
 SCALE_NAMES: Mapping[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "float8_e8m0": "U8"}
 """Name in a safetensors header of each dtype of scales in an image; codes and zero points are U8."""
@@ -46,12 +46,13 @@ ROUNDED: Mapping[RoundedWeights, WeightFormat] = {
 def has_codes(model: Model) -> bool:
     """Return True where some weight of a model is quantized."""
     return model.head_format is not None or any(
-        form is not None
-        for layers in model.layers
-        for form in (
-            layers.attention.qkv_format, layers.attention.o_format, layers.mlp.gate_up_format, layers.mlp.down_format
-        )
-    )  # fmt: skip
+        form is not None for layers in model.layers for form in layer_formats(layers).values()
+    )
+
+
+def layer_formats(layers: LayerClass) -> dict[str, WeightFormat | None]:
+    """Return the formats of the linear layers of a class: q, k, v, o, gate, up and down."""
+    return layers.attention.formats | layers.mlp.formats
 
 
 def draft_embed_format(model: Model, draft: Draft) -> WeightFormat | None:

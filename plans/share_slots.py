@@ -4,7 +4,7 @@ Base and drafter make them alike; ``plans.slots`` says which of them each has. L
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -181,9 +181,13 @@ def attention_slots(
     rows = (("q", ranges.q), ("k", ranges.k), ("v", ranges.v))
     bias, normed = attention.qkv_bias, attention.qk_norm
     return AttentionSlots(
-        qkv=matrix(
-            make.stacked("qkv.weight", [(f"{name}.weight", span) for name, span in rows], width, order=order),
-            attention.qkv_format,
+        qkv=_each(make, rows, width, attention.formats, order)
+        if attention.qkv_formats is not None
+        else (
+            matrix(
+                make.stacked("qkv.weight", [(f"{name}.weight", span) for name, span in rows], width, order=order),
+                attention.qkv_format,
+            ),
         ),
         qkv_bias=make.stacked("qkv.bias", [(f"{name}.bias", span) for name, span in rows], None, order=order)
         if bias
@@ -226,7 +230,7 @@ def mlp_slots(make: Maker, hidden: int, mlp: Mlp, units: Range, leader: bool, no
             router=routing.matrix("router.weight", count, hidden),
             router_bias=routing.vector("router.bias", count) if router and router.bias else None,
             correction=wide.vector("router.correction", count) if router and router.correction else None,
-            gate_up=matrix(gate_up, mlp.gate_up_format) if channels else None,
+            gate_up=(matrix(gate_up, mlp.gate_up_format),) if channels else (),
             gate_up_bias=gate_up_bias if channels and mlp.bias else None,
             down=matrix(down, mlp.down_format) if channels else None,
             down_bias=down_bias if mlp.bias and leader else None,
@@ -238,12 +242,35 @@ def mlp_slots(make: Maker, hidden: int, mlp: Mlp, units: Range, leader: bool, no
         router=None,
         router_bias=None,
         correction=None,
-        gate_up=matrix(make.stacked("gate_up.weight", rows, hidden), mlp.gate_up_format) if channels else None,
+        gate_up=_gate_up(make, hidden, mlp, span) if channels else (),
         gate_up_bias=biases if channels and mlp.bias else None,
         down=matrix(make.stacked("down.weight", [("down.weight", whole)], channels, span), mlp.down_format)
         if channels
         else None,
         down_bias=make.vector("down.bias", hidden) if mlp.bias and leader else None,
+    )
+
+
+def _gate_up(make: Maker, hidden: int, mlp: Mlp, span: Ranges) -> tuple[MatrixSlots, ...]:
+    """Return the slots of some channels of gate and up of an MLP without experts."""
+    rows = [("gate", span), ("up", span)]
+    if mlp.gate_up_formats is None:
+        stacked = make.stacked("gate_up.weight", [(f"{name}.weight", span) for name, span in rows], hidden)
+        return (matrix(stacked, mlp.gate_up_format),)
+    return _each(make, rows, hidden, mlp.formats)
+
+
+def _each(
+    make: Maker,
+    rows: Iterable[tuple[str, Ranges]],
+    width: int,
+    formats: Mapping[str, WeightFormat | None],
+    order: Order | None = None,
+) -> tuple[MatrixSlots, ...]:
+    """Return slots of rows of matrices that are multiplied with one input and have formats of their own."""
+    return tuple(
+        matrix(make.stacked(f"{name}.weight", [(f"{name}.weight", span)], width, order=order), formats[name])
+        for name, span in rows
     )
 
 

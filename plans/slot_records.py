@@ -83,8 +83,8 @@ class MatrixSlots:
 class AttentionSlots:
     """Projections of a share of the KV heads."""
 
-    qkv: MatrixSlots
-    """[(h + 2k) * d, width of the input]: query rows, then key, then value."""
+    qkv: tuple[MatrixSlots, ...]
+    """[(h + 2k) * d, width of the input]: query rows, then key, then value; a matrix of each where formats differ."""
     qkv_bias: SlotSpec | None
     q_norm: SlotSpec | None
     """[D], or of all heads [h * D]"""
@@ -101,7 +101,7 @@ class AttentionSlots:
     def listed(self) -> tuple[SlotSpec, ...]:
         """Slots in the order of the file."""
         beside = _listed(self.qkv_bias, self.q_norm, self.k_norm, self.sinks)
-        return (*self.qkv.listed, *beside, *self.o.listed, *_listed(self.o_bias))
+        return (*_of(*self.qkv), *beside, *self.o.listed, *_listed(self.o_bias))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,8 +116,9 @@ class MlpSlots:
     """[E]"""
     correction: SlotSpec | None
     """[E] in float32: added to scores where experts are picked."""
-    gate_up: MatrixSlots | None
-    """[2m, H], of experts [E, 2m, H]: gate rows, then up."""
+    gate_up: tuple[MatrixSlots, ...]
+    """[2m, H], of experts [E, 2m, H]: gate rows, then up; a matrix of each where formats differ. None of no channels.
+    """
     gate_up_bias: SlotSpec | None
     """[2m], of experts [E, 2m]"""
     down: MatrixSlots | None
@@ -136,7 +137,7 @@ class MlpSlots:
         """Slots in the order of the file."""
         router = _listed(self.norm, self.router, self.router_bias, self.correction)
         biases = _listed(self.gate_up_bias), _listed(self.down_bias)
-        own = (*router, *_of(self.gate_up), *biases[0], *_of(self.down), *biases[1])
+        own = (*router, *_of(*self.gate_up), *biases[0], *_of(self.down), *biases[1])
         return (*own, *_listed(self.shared_gate), *_of(self.shared_gate_up), *_of(self.shared_down))
 
 
@@ -252,8 +253,8 @@ class DraftSlots:
         return (self.rope, *_of(self.embed), *inner, *_of(self.head), *_listed(self.d2t))
 
 
-def _of(weight: MatrixSlots | TableRows | None) -> tuple[SlotSpec, ...]:
-    return () if weight is None else weight.listed
+def _of(*weights: MatrixSlots | TableRows | None) -> tuple[SlotSpec, ...]:
+    return tuple(slot for weight in weights if weight is not None for slot in weight.listed)
 
 
 def _listed(*slots: SlotSpec | None) -> tuple[SlotSpec, ...]:

@@ -15,7 +15,7 @@ from functools import cache
 from planner.integers import ceil_div
 from plans import cpu_times, launches
 from plans.kv import KvShare
-from plans.schema import Device, Mlp
+from plans.schema import Device, LayerClass, Mlp
 from plans.step import score_blocks
 
 ENGINE_LAYER = 15
@@ -43,7 +43,8 @@ LAUNCH_NS = 5_500
 to 6 us with torch; estimated."""
 
 CPU_DIVIDED_BLOCKS = 3
-"""More of a layer on a CPU where devices divide positions or dims of a head, in blocks: it is no longer one kernel. A
+"""More of a layer on a CPU where devices divide positions or dims of a head, in blocks, or where q, k and v, or gate
+and up, have formats of their own: it is no longer one kernel. A
 layer of the embedded model on two devices of an AVX2 processor took 0.85 to 1.2 ms then, and 0.23 to 0.33 otherwise."""
 
 
@@ -71,20 +72,26 @@ class Kernels:
     draft: int
     """Once in a step with a drafter."""
     activation: int = 0
-    """Fewer of a dense layer whose gate and up are in codes."""
+    """Fewer of a dense layer whose gate and up are in codes of one format."""
+    split_qkv: int = 0
+    """More of a layer whose q, k and v have formats of their own."""
+    split_gate_up: int = 0
+    """The same of gate and up."""
     between_steps_ns: int = 0
     """Time of every step in which GPUs wait for the host; it is counted with the lm_head, of which there is one."""
     tree_step_ns: int = 0
     """More of a step with a drafter."""
 
-    def layer_ns(self, device: Device, mlp: Mlp, values: int = 0, *, merges: bool = False) -> int:
+    def layer_ns(self, device: Device, layers: LayerClass, values: int = 0, *, merges: bool = False) -> int:
         """Return the fixed time of a layer, with that of rows of so many values of hidden states in all.
 
         ``merges``: another kernel merges the splits of the cache.
         """
+        mlp, split = layers.mlp, (layers.attention.qkv_formats is not None, layers.mlp.gate_up_formats is not None)
         applies = mlp.kind != "moe" and mlp.gate_up_format is not None
         kernels = self.layer + merges * self.merge + self._of_experts(mlp) - applies * self.activation
-        return _kernels_ns(device, kernels, 1) + cpu_times.rows_ns(device, values)
+        kernels += split[0] * self.split_qkv + split[1] * self.split_gate_up
+        return _kernels_ns(device, kernels, 1 + any(split) * CPU_DIVIDED_BLOCKS) + cpu_times.rows_ns(device, values)
 
     def divided_ns(self, device: Device, share: KvShare, kv_rows: int, *, merges: bool = False) -> int:
         """Return what a layer takes longer where devices divide its KV cache, of which rows attend to ``kv_rows``;
@@ -148,7 +155,8 @@ CAPTURED = Kernels(
     clamp=0,
     embed=launches.EMBED, divided_embed=launches.DIVIDED_TABLES, lm_head=launches.LM_HEAD,
     drafter_pass=launches.PASS, divided_pass=launches.DIVIDED_PASS, draft=launches.DRAFT,
-    activation=launches.ACTIVATION, between_steps_ns=BETWEEN_STEPS_NS,
+    activation=launches.ACTIVATION, split_qkv=launches.SPLIT_QKV, split_gate_up=launches.SPLIT_GATE_UP,
+    between_steps_ns=BETWEEN_STEPS_NS,
 )  # fmt: skip
 """Of the runtime, whose steps are captured as CUDA graphs."""
 ENGINE = Kernels(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
-from planner.costs.coded import order_bytes, stored_bytes
+from planner.costs.coded import gate_up_order_bytes, order_bytes, stored_bytes
 from planner.integers import ceil_div
 from plans import slot_bytes
 from plans.artifact import ALIGNMENT_BYTES
@@ -46,7 +46,7 @@ def _unit_bytes(mlp: Mlp, hidden: int, dtype: DType) -> int:
 
 def _channels_bytes(mlp: Mlp, hidden: int, dtype: DType, channels: int) -> int:
     """Return the bytes of so many channels, but for scales of down that each share has of all its channels."""
-    gate_up = stored_bytes(mlp.gate_up_format, 2 * channels, hidden, DTYPE_BYTES[dtype])
+    gate_up = sum(stored_bytes(mlp.formats[name], channels, hidden, DTYPE_BYTES[dtype]) for name in ("gate", "up"))
     return gate_up + stored_bytes(mlp.down_format, hidden, channels, DTYPE_BYTES[dtype]) - _whole_bytes(mlp, hidden)
 
 
@@ -61,8 +61,10 @@ def layer_mlp(model: Model, dtype: DType, layer_class: LayerClass, leader: bool)
     mlp = layer_class.mlp
     slope = _unit_bytes(mlp, model.hidden_size, dtype)
     sliced = (5 if mlp.shared_size else 3) + 4 * (2 if mlp.shared_size else 1) * (mlp.down_format is not None)
-    ordered = order_bytes(mlp.gate_up_format, model.hidden_size)
+    ordered = gate_up_order_bytes(mlp, model.hidden_size)
     sliced += (2 if mlp.shared_size else 1) * (ordered > 0)
+    if mlp.gate_up_formats is not None:  # codes, scales, zeros and order of another matrix
+        sliced += 4
     once = (mlp.num_experts + bool(mlp.shared_size)) * (_whole_bytes(mlp, model.hidden_size) + ordered)
     return affine(lambda n: slot_bytes.mlp_bytes(model, dtype, layer_class, n, leader), mlp.units, slope, sliced, once)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 
-from planner.costs.coded import order_bytes, read_bytes
+from planner.costs.coded import gate_up_order_bytes, order_bytes, read_bytes, rows_bytes
 from planner.costs.roofline import SCORE_DIM_FLOPS, Tier, all_gather_ns, all_reduce_ns, share_ps, touched_bytes
 from planner.integers import PS_PER_NS, ceil_div
 from plans.kv import KvShare, part_range, query_heads
@@ -74,14 +74,15 @@ def attention_work(attention: Attention, sizes: Pass, share: KvShare, cache_byte
     """
     heads = query_heads(attention, share)
     wide = heads * attention.head_dim
-    qkv = (heads + 2 * share.heads) * attention.head_dim * sizes.inputs
+    queries, keys_or_values = wide, share.heads * attention.head_dim
     rows, keys = sizes.rows, sizes.kv_rows
     if share.axis == "context":
         keys = ceil_div(keys, share.parts)
         start, stop = part_range(wide, share)
         out = stop - start
     elif share.axis == "head_dim":
-        qkv, wide = qkv // share.parts, wide // share.parts
+        queries, keys_or_values = queries // share.parts, keys_or_values // share.parts
+        wide //= share.parts
         out = wide
     elif share.axis == "batch":
         rows = sizes.rows // sizes.batch * ceil_div(sizes.batch, share.parts)
@@ -90,10 +91,12 @@ def attention_work(attention: Attention, sizes: Pass, share: KvShare, cache_byte
         out = wide
     whole, of_o = attention.num_heads * attention.head_dim, attention.o_format
     form, out = of_o and share_format(of_o, out, whole), held_columns(of_o, out, whole)
-    parameters = qkv + out * sizes.hidden
-    weights = read_bytes(attention.qkv_format, qkv // sizes.inputs, sizes.inputs, sizes.width)
+    parameters = (queries + 2 * keys_or_values) * sizes.inputs + out * sizes.hidden
+    forms, sizes_of = attention.formats, {"q": queries, "k": keys_or_values, "v": keys_or_values}
+    weights = rows_bytes([(forms[name], rows_of) for name, rows_of in sizes_of.items()], sizes.inputs, sizes.width)
     weights += read_bytes(form, sizes.hidden, out, sizes.width)
-    weights += order_bytes(attention.qkv_format, sizes.inputs) + order_bytes(form, out)
+    split = ("q",) if attention.qkv_formats is None else ("q", "k", "v")
+    weights += sum(order_bytes(forms[name], sizes.inputs) for name in split) + order_bytes(form, out)
     return Work(
         traffic_bytes=weights + cache_bytes,
         flops=2 * rows * parameters + SCORE_DIM_FLOPS * rows * keys * wide,
@@ -137,7 +140,7 @@ def unit_work(mlp: Mlp, hidden: int, width: int, rows: int) -> Work:
 
 def _channels_bytes(mlp: Mlp, hidden: int, width: int, channels: int) -> int:
     """Return the bytes that are read of so many channels of an MLP."""
-    gate_up = read_bytes(mlp.gate_up_format, 2 * channels, hidden, width)
+    gate_up = rows_bytes([(mlp.formats[name], channels) for name in ("gate", "up")], hidden, width)
     return gate_up + read_bytes(mlp.down_format, hidden, channels, width) if channels else 0
 
 
@@ -145,7 +148,7 @@ def router_work(mlp: Mlp, hidden: int, width: int, rows: int) -> Work:
     """Return the work of a layer's router and of the shared expert's gate, which each device computes whole, and of the
     order of columns of gate and up.
     """
-    ordered = order_bytes(mlp.gate_up_format, hidden)
+    ordered = gate_up_order_bytes(mlp, hidden)
     if mlp.kind != "moe":
         return Work(traffic_bytes=ordered, flops=0)
     ordered = touched_bytes(ordered, mlp.num_experts, mlp.experts_per_token, rows) + bool(mlp.shared_size) * ordered

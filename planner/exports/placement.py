@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from planner.errors import InputError
 from plans.codec import digest
+from plans.quantized import layer_formats
 from plans.schema import Device, Plan, Run, Stage, WeightFormat
 
 
@@ -79,16 +80,7 @@ def table_comments(plan: Plan, embed: str, head: str) -> Iterator[str]:
 
 def formats(plan: Plan) -> tuple[WeightFormat, ...]:
     """Return the formats of the quantized weights of the model's layers, each once; empty where all are plain."""
-    forms = (
-        form
-        for layers in plan.model.layers
-        for form in (
-            layers.attention.qkv_format,
-            layers.attention.o_format,
-            layers.mlp.gate_up_format,
-            layers.mlp.down_format,
-        )
-    )
+    forms = (form for layers in plan.model.layers for form in layer_formats(layers).values())
     return tuple(dict.fromkeys(form for form in forms if form is not None))
 
 

@@ -19,13 +19,17 @@ from planner.families.tensors import FLOATS
 from planner.families.windows import classes_of
 from planner.quantized import AutoRoundRecipe, Expected, Mxfp4Recipe, Proof, Recipe, ScaleDType, Stored, check
 from planner.quantized.layouts import Gptq
-from plans.quantized import BLOCK, column_unit
-from plans.schema import Attention, LayerClass, Mlp, Model, WeightFormat
+from plans.quantized import BLOCK, column_unit, layer_formats
+from plans.schema import Attention, GateUpFormats, Mlp, Model, QkvFormats, WeightFormat
 from plans.step import layer_class
 
 _LINEAR = re.compile(r"layers\.(\d+)\.(?:experts\.\d+\.|shared\.)?(q|k|v|o|gate|up|down)\.weight")
 _SCALES: Mapping[str, ScaleDType] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-_BLOCKS = {"q": "qkv", "k": "qkv", "v": "qkv", "o": "o", "gate": "gate_up", "up": "gate_up", "down": "down"}
+_BESIDE: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys("qkv", ("q", "k", "v")), "o": ("o",), **dict.fromkeys(("gate", "up"), ("gate", "up")),
+    "down": ("down",),
+}  # fmt: skip
+"""Linear layers with the input of each, itself among them."""
 
 CODED_NOTE = (
     "quantized weights are planned with their bytes; predicted times on GPUs are those of other engines' kernels, "
@@ -33,7 +37,7 @@ CODED_NOTE = (
 )
 
 Forms = dict[tuple[int, str], WeightFormat | None]
-"""Format of each layer's qkv, o, gate_up and down."""
+"""Format of each layer's q, k, v, o, gate, up and down."""
 
 
 def with_codes(
@@ -82,17 +86,10 @@ def _planned_scales(roles: Roles, planned: Model) -> Mapping[str, ScaleDType]:
     for role, source in roles.items():
         form, linear = planned.head_format if role == "head.weight" else None, _LINEAR.fullmatch(role)
         if linear is not None and int(linear[1]) < planned.num_layers:
-            form = _formats(layer_class(planned, int(linear[1])))[_BLOCKS[linear[2]]]
+            form = layer_formats(layer_class(planned, int(linear[1])))[linear[2]]
         if form is not None and form.scale != "float8_e8m0":
             scales[source.name] = form.scale
     return scales
-
-
-def _formats(layers: LayerClass) -> Mapping[str, WeightFormat | None]:
-    """Return the formats of a layer by its blocks."""
-    attention, mlp = layers.attention, layers.mlp
-    blocks = {"qkv": attention.qkv_format, "o": attention.o_format}
-    return blocks | {"gate_up": mlp.gate_up_format, "down": mlp.down_format}
 
 
 def replaced(
@@ -102,28 +99,33 @@ def replaced(
 
     ``head``: codes of the lm_head, of a tied model of the embedding too; None: it is plain.
     """
-    roles, forms, first_named = Roles(), Forms(), dict[tuple[int, str], str]()
-    beside: dict[str, Stored] = {}
+    of_roles, forms, first_named = dict[str, Stored | None](), Forms(), dict[tuple[int, str], str]()
     for role, source in roles_of_weights.items():
         linear = _LINEAR.fullmatch(role)
         if linear is None:
-            roles[role] = source
             continue
-        layer, block = int(linear[1]), _BLOCKS[linear[2]]
+        layer, kind = int(linear[1]), linear[2]
         stored = stored_of(source)
-        if stored is None:
-            roles[role] = source
-        else:
-            stored = _cut(stored, model, layer, block, where)
-            if stored.sorts:
-                first = beside.setdefault(role.rpartition(f"{linear[2]}.")[0] + block, stored)
-                stored = dataclasses.replace(stored, alike=first.tensors["order"])
-            roles |= _parts(role, source, stored)
+        stored = of_roles[role] = None if stored is None else _cut(stored, model, layer, kind, where)
         form = None if stored is None else stored.image_form
         name = source.name.removesuffix(".weight")
-        other = first_named.setdefault((layer, block), name)
-        if forms.setdefault((layer, block), form) != form:
+        other = first_named.setdefault((layer, kind), name)
+        if forms.setdefault((layer, kind), form) != form:
             raise ConfigError(f"{where}: {name}: another format than {other} has, expected the same for both")
+    roles, first_sorted = Roles(), dict[str, Stored]()
+    for role, source in roles_of_weights.items():
+        stored, linear = of_roles.get(role), _LINEAR.fullmatch(role)
+        if stored is None or linear is None:
+            roles[role] = source
+            continue
+        if stored.sorts:
+            together = _BESIDE[linear[2]]
+            alike = len({forms[int(linear[1]), kind] for kind in together}) == 1
+            first = first_sorted.setdefault(
+                role.removesuffix(f"{linear[2]}.weight") + (together[0] if alike else linear[2]), stored
+            )
+            stored = dataclasses.replace(stored, alike=first.tensors["order"])
+        roles |= _parts(role, source, stored)
     _sort_rows(roles)
     model = _with_formats(model, forms, first_named, where)
     if head is None:
@@ -246,13 +248,12 @@ class _Layers:
         return self.recipe.expert(source.name, (count, width, rows), expert, columns.first, columns.step)
 
 
-def _cut(stored: Stored, model: Model, layer: int, block: str, where: str) -> Stored:
+def _cut(stored: Stored, model: Model, layer: int, linear: str, where: str) -> Stored:
     """Return a layer with the groups that devices may cut it by."""
-    kind = layer_class(model, layer)
-    if block == "o":
-        attention = kind.attention
+    if linear == "o":
+        attention = layer_class(model, layer).attention
         return stored.cut_at(attention.num_heads // attention.num_kv_heads * attention.head_dim, where)
-    return stored.folded().cut_at(stored.columns, where) if block == "down" else stored
+    return stored.folded().cut_at(stored.columns, where) if linear == "down" else stored
 
 
 def _with_formats(model: Model, forms: Forms, first_named: Mapping[tuple[int, str], str], where: str) -> Model:
@@ -260,7 +261,7 @@ def _with_formats(model: Model, forms: Forms, first_named: Mapping[tuple[int, st
     changed = [
         (
             _attention(kind.attention, forms, number),
-            _mlp(kind.mlp, forms, number, f"{where}: {first_named[number, 'down']}"),
+            _mlp(kind.mlp, forms, number, where, first_named),
         )
         for number, kind in enumerate(layers)
     ]
@@ -269,13 +270,28 @@ def _with_formats(model: Model, forms: Forms, first_named: Mapping[tuple[int, st
 
 
 def _attention(attention: Attention, forms: Forms, layer: int) -> Attention:
-    return dataclasses.replace(attention, qkv_format=forms[layer, "qkv"], o_format=forms[layer, "o"])
+    q, k, v = (forms[layer, name] for name in "qkv")
+    attention = dataclasses.replace(attention, o_format=forms[layer, "o"])
+    if q == k == v:
+        return dataclasses.replace(attention, qkv_format=q)
+    return dataclasses.replace(attention, qkv_formats=QkvFormats(q=q, k=k, v=v))
 
 
-def _mlp(mlp: Mlp, forms: Forms, layer: int, where: str) -> Mlp:
-    """Return an MLP with formats, whose units are whole groups of down; ``where``: with the name of down."""
-    gate_up, down = forms[layer, "gate_up"], forms[layer, "down"]
-    mlp = dataclasses.replace(mlp, gate_up_format=gate_up, down_format=down)
+def _mlp(mlp: Mlp, forms: Forms, layer: int, where: str, names: Mapping[tuple[int, str], str]) -> Mlp:
+    """Return an MLP with formats, whose units are whole groups of down; ``names``: first of each kind of layer."""
+    gate, up, down = (forms[layer, name] for name in ("gate", "up", "down"))
+    mlp = dataclasses.replace(mlp, down_format=down)
+    if gate == up:
+        mlp = dataclasses.replace(mlp, gate_up_format=gate)
+    elif mlp.kind == "moe":
+        gate_name, up_name = names[layer, "gate"], names[layer, "up"]
+        raise ConfigError(
+            f"{where}: {up_name}: another format than {gate_name} has, expected the same for both of an expert: "
+            "experts are multiplied by kernels that read both together"
+        )
+    else:
+        mlp = dataclasses.replace(mlp, gate_up_formats=GateUpFormats(gate=gate, up=up))
+    where = f"{where}: {names[layer, 'down']}"
     if down is None:
         return mlp
     group, unit = column_unit(down), math.lcm(mlp.unit, column_unit(down))

@@ -166,9 +166,9 @@ def layer_ns(shares: BaseShares, links: Links, members: Sequence[int], kind: int
     normed = step.norm_sum_bytes(shares.options) if shares.kinds[kind].attention.qk_norm_whole else 0
     squares = links.all_reduce_ns(members, normed) if normed else 0
     routed = links.fixed_ns(members, shares.router(kind).ns)
-    mlp, values = shares.kinds[kind].mlp, shares.verify_pass.rows * shares.model.hidden_size
+    layers, values = shares.kinds[kind], shares.verify_pass.rows * shares.model.hidden_size
     merges = shares.verify_pass.merges(shares.kinds[kind].attention)
-    fixed = links.fixed_ns(members, lambda device: shares.kernels.layer_ns(device, mlp, values, merges=merges))
+    fixed = links.fixed_ns(members, lambda device: shares.kernels.layer_ns(device, layers, values, merges=merges))
     return fixed + routed + squares + 2 * links.all_reduce_ns(members, message)
 
 

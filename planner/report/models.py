@@ -44,7 +44,7 @@ def _shape_line(attention: Attention, mlp: Mlp) -> str:
 
 def _formats(attention: Attention, mlp: Mlp) -> str:
     """Return the formats of quantized weights, each once."""
-    forms = (attention.qkv_format, attention.o_format, mlp.gate_up_format, mlp.down_format)
+    forms = tuple((attention.formats | mlp.formats).values())
     named = dict.fromkeys(_format(form) for form in forms if form is not None)
     plain = " and plain weights" if named and None in forms else ""
     return f", weights in {', '.join(named)}{plain}" if named else ""

@@ -103,7 +103,7 @@ class StepBound:
     def fixed_ns(self, inventory: Inventory) -> float:
         """Return what a step takes beyond its divided parts at least, on any devices of an inventory."""
         of_layers = (
-            count * min(CAPTURED.layer_ns(device, layers.mlp) for device in inventory.devices)
+            count * min(CAPTURED.layer_ns(device, layers) for device in inventory.devices)
             for count, layers in zip(self._layers, self._base.kinds, strict=True)
         )
         tables = min(

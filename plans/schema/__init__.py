@@ -32,7 +32,19 @@ from plans.schema.devices import (
 )
 from plans.schema.drafter import AuxSource, Draft, HeadLayout
 from plans.schema.errors import NewerSchemaError, PlanError
-from plans.schema.model import Activation, Attention, LayerClass, Mlp, Model, QueryScaling, Rotary, Router, WeightFormat
+from plans.schema.model import (
+    Activation,
+    Attention,
+    GateUpFormats,
+    LayerClass,
+    Mlp,
+    Model,
+    QkvFormats,
+    QueryScaling,
+    Rotary,
+    Router,
+    WeightFormat,
+)
 from plans.schema.options import DType, KvAxis, KvDType, Options, Pin, RoundedWeights, ScheduledTree, Strategy, Tree
 from plans.schema.placement import (
     MEMORY_TERMS,
@@ -59,6 +71,7 @@ __all__ = [
     "DeviceMemory",
     "Draft",
     "DraftPlacement",
+    "GateUpFormats",
     "GroupSum",
     "HeadLayout",
     "Host",
@@ -80,6 +93,7 @@ __all__ = [
     "PlanError",
     "ProductRates",
     "Proof",
+    "QkvFormats",
     "QueryScaling",
     "Rotary",
     "RoundedWeights",

@@ -21,6 +21,23 @@ class WeightFormat:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class QkvFormats:
+    """Formats of the weights of q, k and v, which are not all the same; None: the plan's dtype."""
+
+    q: WeightFormat | None = None
+    k: WeightFormat | None = None
+    v: WeightFormat | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateUpFormats:
+    """Formats of the weights of gate and up, which differ; None: the plan's dtype."""
+
+    gate: WeightFormat | None = None
+    up: WeightFormat | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Attention:
     """Grouped-query attention with half-split rotary embedding."""
 
@@ -42,9 +59,18 @@ class Attention:
     sinks: bool | None = None
     """True: each query head has a learned score without a value, which takes part in the softmax."""
     qkv_format: WeightFormat | None = None
-    """Format of the weights of q, k and v; None: the plan's dtype."""
+    """Format of the weights of q, k and v; None: the plan's dtype, or ``qkv_formats``."""
     o_format: WeightFormat | None = None
     """Format of the weights of o."""
+    qkv_formats: QkvFormats | None = None
+    """Formats of q, k and v, each of which has slots of its own then; None: all have one."""
+
+    @property
+    def formats(self) -> dict[str, WeightFormat | None]:
+        """Formats of q, k, v and o."""
+        one, each = self.qkv_format, self.qkv_formats
+        own = {"q": one, "k": one, "v": one} if each is None else {"q": each.q, "k": each.k, "v": each.v}
+        return own | {"o": self.o_format}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,9 +129,18 @@ class Mlp:
     swiglu_alpha: float | None = None
     """a: with ``swiglu_limit`` the activation is g * sigmoid(a * g); None: 1."""
     gate_up_format: WeightFormat | None = None
-    """Format of the weights of gate and up, of every expert; None: the plan's dtype."""
+    """Format of the weights of gate and up, of every expert; None: the plan's dtype, or ``gate_up_formats``."""
     down_format: WeightFormat | None = None
     """Format of the weights of down."""
+    gate_up_formats: GateUpFormats | None = None
+    """Formats of gate and up in ``gated``, each of which has slots of its own then; None: both have one."""
+
+    @property
+    def formats(self) -> dict[str, WeightFormat | None]:
+        """Formats of gate, up and down."""
+        one, each = self.gate_up_format, self.gate_up_formats
+        own = {"gate": one, "up": one} if each is None else {"gate": each.gate, "up": each.up}
+        return own | {"down": self.down_format}
 
     @property
     def units(self) -> int:

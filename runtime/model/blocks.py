@@ -28,7 +28,7 @@ from runtime.model.experts import Clamp, Experts
 from runtime.model.layers import ADDED, WHOLE, Attend, Attention, GatedMlp, Linear, Norm, Output, Rows
 from runtime.model.router import Router
 from runtime.model.scores import Scores
-from runtime.model.weights import Coded, look_up, product
+from runtime.model.weights import Beside, Coded, look_up, product
 
 
 class Slots(Protocol):
@@ -63,7 +63,14 @@ class Binder:
     def linear(self, weight: SlotSpec | MatrixSlots, bias: SlotSpec | None) -> Linear:
         """Return a linear layer, [out, in] in the image."""
         matrix = self.matrix(weight) if isinstance(weight, MatrixSlots) else self.tensor(weight)
-        return Linear(weight=matrix.t() if isinstance(matrix, Tensor) else matrix, bias=self._optional(bias))
+        return Linear(weight=_transposed(matrix), bias=self._optional(bias))
+
+    def stacked(self, weights: tuple[MatrixSlots, ...], bias: SlotSpec | None) -> Linear:
+        """Return a linear layer whose outputs are those of matrices of formats of their own, or of the only one."""
+        if len(weights) == 1:
+            return self.linear(weights[0], bias)
+        parts = tuple(_transposed(self.matrix(weight)) for weight in weights)
+        return Linear(weight=Beside(parts=parts), bias=self._optional(bias))
 
     def matrix(self, slots: MatrixSlots) -> Tensor | Coded:
         """Return a matrix, or one of each expert, as it is in the image."""
@@ -100,7 +107,7 @@ class Binder:
         """
         together = (attention.num_heads, attention.num_kv_heads) if attention.qk_norm_whole else None
         return Attention(
-            qkv=self.linear(slots.qkv, slots.qkv_bias),
+            qkv=self.stacked(slots.qkv, slots.qkv_bias),
             o=self.linear(slots.o, slots.o_bias),
             query_heads=query_heads(attention, share),
             kv_heads=share.heads,
@@ -127,7 +134,7 @@ class Binder:
         if slots.router is not None:
             return Experts(
                 router=self._router(slots.router, slots, mlp),
-                gate_up=None if slots.gate_up is None else self.matrix(slots.gate_up),
+                gate_up=self.matrix(slots.gate_up[0]) if slots.gate_up else None,
                 gate_up_bias=self._optional(slots.gate_up_bias),
                 down=None if slots.down is None else self.matrix(slots.down),
                 down_bias=self._optional(slots.down_bias),
@@ -138,11 +145,11 @@ class Binder:
                 shared=self._shared(slots, mlp),
                 shared_gate=None if slots.shared_gate is None else self.linear(slots.shared_gate, None),
             )
-        if slots.gate_up is None or slots.down is None:
+        if not slots.gate_up or slots.down is None:
             alone = self._optional(slots.down_bias)
             return GatedMlp(gate_up=None, down=None, group=self.group, down_bias=alone)
         return GatedMlp(
-            gate_up=self.linear(slots.gate_up, slots.gate_up_bias),
+            gate_up=self.stacked(slots.gate_up, slots.gate_up_bias),
             down=self.linear(slots.down, slots.down_bias),
             group=self.group,
             down_bias=None,
@@ -418,6 +425,11 @@ class LmHead:
         mine = torch.zeros((normed.shape[0], layout.words), dtype=torch.float64, device=normed.device)
         mine[:, layout.values] = mine[:, layout.highest] = float("-inf")
         return mine
+
+
+def _transposed(matrix: Tensor | Coded) -> Tensor | Coded:
+    """Return a matrix of an image as [in, out]."""
+    return matrix.t() if isinstance(matrix, Tensor) else matrix
 
 
 def _range(rows: Sequence[int], index: int) -> tuple[int, int]:

@@ -30,7 +30,7 @@ from runtime.model.kv_codes import MOST_CODE, encoded
 from runtime.model.kvcache import as_movable
 from runtime.model.mask import Mask
 from runtime.model.scores import PLAIN, Scores, streamed
-from runtime.model.weights import Coded, product, product_onto
+from runtime.model.weights import Beside, Coded, product, product_onto
 
 ByBias = Callable[[Tensor, Tensor, Tensor, Tensor, Scores], Tensor]
 """q [B, h, n, D], k and v [B, k, t, D] in the cache's dtype, bias [B, 1, n, t] -> [W, columns of this device's o]."""
@@ -145,9 +145,9 @@ ADDED = Output(norm=None, multiplier=None)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Linear:
-    """A linear layer x @ weight + bias; the weight [in, out] is the transpose of its slot, or in codes."""
+    """A linear layer x @ weight + bias; the weight [in, out] is the transpose of its slot, in codes, or several."""
 
-    weight: Tensor | Coded
+    weight: Tensor | Coded | Beside
     bias: Tensor | None
 
     @property

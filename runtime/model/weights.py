@@ -86,15 +86,31 @@ class Coded:
         return replace(self, codes=self.codes[number], scales=self.scales[number], zeros=zeros, order=order)
 
 
-def product(x: Tensor, weight: Tensor | Coded, added: Tensor | None = None) -> Tensor:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beside:
+    """Weights [in, out] of several formats that are multiplied with one input; their outputs lie side by side."""
+
+    parts: tuple[Tensor | Coded, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of all as one, [in, out]."""
+        return (self.parts[0].shape[0], sum(part.shape[1] for part in self.parts))
+
+
+def product(x: Tensor, weight: Tensor | Coded | Beside, added: Tensor | None = None) -> Tensor:
     """Return ``x`` [W, in] @ ``weight`` [in, out] + ``added`` [W or 1, out]."""
+    if isinstance(weight, Beside):
+        parts = weight.parts
+        rest = [None] * len(parts) if added is None else added.split([part.shape[1] for part in parts], 1)
+        return torch.cat([product(x, part, own) for part, own in zip(parts, rest, strict=True)], 1)
     return coded(x, weight, added) if isinstance(weight, Coded) else ops.product(x, weight, added)
 
 
-def product_onto(residual: Tensor, x: Tensor, weight: Tensor | Coded) -> Tensor:
+def product_onto(residual: Tensor, x: Tensor, weight: Tensor | Coded | Beside) -> Tensor:
     """Return ``residual`` [W, out] + ``x`` @ ``weight``; the residual may be overwritten."""
-    if isinstance(weight, Coded):
-        return coded(x, weight, residual)
+    if not isinstance(weight, Tensor):
+        return product(x, weight, residual)
     return ops.product_onto(residual, x, weight)
 
 

@@ -23,7 +23,7 @@ from runtime.model.kernels.arguments import CODED_ROWS, EPSILON_UNIT, Codes, For
 from runtime.model.kernels.processor import multiplies_tiles
 from runtime.model.kv_codes import stored_dims
 from runtime.model.layers import WHOLE, GatedMlp, Norm, Rows
-from runtime.model.weights import Coded
+from runtime.model.weights import Beside, Coded
 
 ALIGN = 64
 """Bytes of which the parts of the scratch begin at a multiple: a line of the processor's cache."""
@@ -43,8 +43,8 @@ Block = LayerBlock | Eagle3Layer
 def are_whole(layers: Sequence[Block], caches: Sequence[Tensor]) -> bool:
     """Return whether ``WholeLayers`` applies: on a CPU, whole heads, a cache of the activations' dtype or of 8 bits.
 
-    MLPs are gated by silu, and this device has channels of them; only q, k and v have biases. Norms are of inputs, and
-    of heads one by one, without an offset. An EAGLE-3 head has one layer.
+    MLPs are gated by silu, and this device has channels of them; only q, k and v have biases, and one format, as gate
+    and up have. Norms are of inputs, and of heads one by one, without an offset. An EAGLE-3 head has one layer.
     """
     if len(layers) > 1 and any(isinstance(block, Eagle3Layer) for block in layers):
         return False
@@ -61,6 +61,8 @@ def _is_whole(block: Block, cache: Tensor) -> bool:
     if own.normed_heads is not None or any(norm is not None and norm.offset for norm in norms):
         return False
     if not isinstance(mlp, GatedMlp) or mlp.gate_up is None or mlp.down is None or mlp.activation != "silu":
+        return False
+    if isinstance(own.qkv.weight, Beside) or isinstance(mlp.gate_up.weight, Beside):
         return False
     return mlp.gate_up.bias is None and mlp.down.bias is None
 
@@ -331,7 +333,8 @@ def _matrices(block: Block) -> dict[str, Tensor | Coded]:
     assert isinstance(mlp, GatedMlp)
     assert mlp.gate_up is not None
     assert mlp.down is not None
-    return {"qkv": own.qkv.weight, "o": own.o.weight, "gate_up": mlp.gate_up.weight, "down": mlp.down.weight}
+    linear = {"qkv": own.qkv.weight, "o": own.o.weight, "gate_up": mlp.gate_up.weight, "down": mlp.down.weight}
+    return {name: weight for name, weight in linear.items() if not isinstance(weight, Beside)}
 
 
 def _coded_operands(name: str, matrix: Coded) -> dict[str, Tensor]:

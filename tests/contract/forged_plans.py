@@ -38,6 +38,7 @@ from plans.safetensors_header import TensorEntry, encode_header
 from plans.schema import (
     Attention,
     Draft,
+    GateUpFormats,
     KvAxis,
     KvDType,
     LayerClass,
@@ -45,6 +46,7 @@ from plans.schema import (
     Model,
     Plan,
     PlanError,
+    QkvFormats,
     QueryScaling,
     Rotary,
     Router,
@@ -273,19 +275,33 @@ def some_format(rng: random.Random) -> WeightFormat | None:
     )
 
 
+def qkv_formats(rng: random.Random) -> dict[str, Any]:
+    """Return formats of q, k and v: of all, or of each."""
+    if rng.random() < 0.7:
+        return {"qkv_format": some_format(rng)}
+    return {"qkv_formats": QkvFormats(q=some_format(rng), k=some_format(rng), v=some_format(rng))}
+
+
+def gate_up_formats(rng: random.Random, mlp: Mlp) -> dict[str, Any]:
+    """Return formats of gate and up: of both, or of each, rarely of experts."""
+    if rng.random() < (0.95 if mlp.kind == "moe" else 0.7):
+        return {"gate_up_format": some_format(rng)}
+    return {"gate_up_formats": GateUpFormats(gate=some_format(rng), up=some_format(rng))}
+
+
 def with_formats(rng: random.Random, model: Model) -> Model:
     """Return a model of which some layers are quantized; sizes are what groups can be made of, or not."""
     attention = dataclasses.replace(model.layers[0].attention, head_dim=rng.choice((32, 64)), qk_norm=False)
     classes = tuple(
         dataclasses.replace(
             layers,
-            attention=dataclasses.replace(attention, qkv_format=some_format(rng), o_format=some_format(rng)),
+            attention=dataclasses.replace(attention, **qkv_formats(rng), o_format=some_format(rng)),
             mlp=dataclasses.replace(
                 layers.mlp,
                 unit=64,
                 intermediate_size=64 * layers.mlp.units,
                 shared_size=None if layers.mlp.shared_size is None else 64 * layers.mlp.units,
-                gate_up_format=some_format(rng),
+                **gate_up_formats(rng, layers.mlp),
                 down_format=some_format(rng),
             ),
         )

@@ -32,7 +32,7 @@ from tests.contract import ranks
 from tests.contract.agreeing import KV_HEADS, LAYERS
 from tests.contract.checkpoints import CHUNK, Checkpoints, compiled, write_checkpoints
 from tests.plan_factory import Group, even, group, make_plan, split_draft, whole_group
-from tests.planner.quantized.checkpoints import quantized
+from tests.planner.quantized.checkpoints import MIXED, mixed, quantized
 from tests.planner.tiny_checkpoints import saved
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -241,14 +241,15 @@ def test_other_kinds_of_models_take_the_memory_of_their_plan(
     ("method", "family", "dtype"),
     [
         ("awq", "llama", "bfloat16"), ("w8", "llama", "float32"), ("fp8", "mixtral", "bfloat16"),
-        ("sorted-gptq", "qwen2", "float32"),
+        ("sorted-gptq", "qwen2", "float32"), ("v and down in 8 bits", "llama", "bfloat16"),
+        ("k, v and gate plain", "llama", "float32"),
     ],
 )  # fmt: skip
 def test_weights_in_codes_take_the_memory_of_their_plan(tmp_path: Path, method: str, family: str, dtype: DType) -> None:
     """As they are stored: a fraction of the bytes of the same model in bfloat16."""
     sizes = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 32}
     whole = saved(tmp_path / "base", family, **sizes)
-    coded, _ = quantized(whole, tmp_path, method)
+    coded, _ = mixed(whole, tmp_path, method) if method in MIXED else quantized(whole, tmp_path, method)
     plans = []
     for checkpoint in (coded, whole):
         base = load_base(checkpoint)

@@ -19,7 +19,7 @@ from tests.contract.ranks import decoded, on_all_ranks, with_engines
 from tests.contract.test_families import COUNT, PROMPT, both_verified, both_ways, last_states
 from tests.contract.test_placements import PROMPTS, placed
 from tests.plan_factory import make_plan, whole_group, write_draft
-from tests.planner.quantized.checkpoints import METHODS, dequantised, quantized
+from tests.planner.quantized.checkpoints import METHODS, MIXED, dequantised, mixed, quantized
 from tests.planner.tiny_checkpoints import CLASSES, saved
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -94,6 +94,33 @@ def test_logits_and_tokens_are_those_of_the_dequantised_model(
     torch.manual_seed(4)
     coded, exact = quantized(saved(tmp_path / "base", family, **(SIZES | changes)), tmp_path, method)
     same_as_exact(tmp_path, coded, exact, family)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "family"),
+    [
+        *((recipe, "llama") for recipe in MIXED),
+        ("dynamic of GPTQModel", "qwen2"),
+        ("v and down in 8 bits", "olmo2"),
+        ("k, v and gate plain", "qwen3"),
+    ],
+)
+def test_formats_that_differ_within_a_layer(tmp_path: Path, recipe: str, family: str) -> None:
+    """q, k and v, and gate and up, of different formats or none; qwen2 has biases, olmo2 norms of all heads."""
+    torch.manual_seed(4)
+    coded, exact = mixed(saved(tmp_path / "base", family, **SIZES), tmp_path, recipe)
+    layers = load_base(coded).model.layers[0]
+    assert layers.attention.qkv_formats is not None
+    assert layers.mlp.gate_up_formats is not None
+    same_as_exact(tmp_path, coded, exact, family)
+
+
+def test_formats_that_differ_keep_the_bits_of_trees(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    coded, _ = mixed(saved(tmp_path / "base", "llama", **SIZES), tmp_path, "v and down in 8 bits")
+    plan, directory = compiled(tmp_path, coded, ("a", "b"), "bfloat16")
+    for tree, alone in on_all_ranks(plan, directory, lambda image, comm: both_verified(plan, image, comm)):
+        assert torch.equal(tree, alone)
 
 
 @pytest.mark.parametrize("axis", ["context", "head_dim"])

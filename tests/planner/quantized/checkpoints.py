@@ -179,6 +179,83 @@ METHODS: dict[str, tuple[Pack, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+def w4_plain(weight: Tensor, seed: int) -> Layer:
+    """compressed-tensors W4A16, groups of 32, symmetric."""
+    codes = near(weight, seed, 4, 32, torch.bfloat16, zeros=False)
+    tensors = {"weight_packed": packers.words(codes.codes, 4), "weight_scale": codes.scales}
+    return Layer(tensors=tensors, values=codes.values)
+
+
+def gptq8(weight: Tensor, seed: int) -> Layer:
+    return packers.gptq(near(weight, seed, 8, 32, torch.float16), 8, 1)
+
+
+def sorted_w4(weight: Tensor, seed: int) -> Layer:
+    """compressed-tensors W4A16, groups of 32, symmetric, with columns of a group anywhere, by the input alone."""
+    codes = shuffled(near(weight, seed, 4, 32, torch.bfloat16, zeros=False), seed + 1)
+    tensors = {
+        "weight_packed": packers.words(codes.codes, 4), "weight_scale": codes.scales,
+        "weight_g_idx": codes.of_columns.int(),
+    }  # fmt: skip
+    return Layer(tensors=tensors, values=codes.values)
+
+
+def groups_of(groups: dict[str, dict[str, Any]], ignore: list[str]) -> dict[str, Any]:
+    """Return the config of compressed-tensors with a scheme for each expression, as llm-compressor's recipes have."""
+    named = {
+        f"group_{number}": {
+            "targets": [f"re:{target}"], "weights": weights, "input_activations": None,
+            "output_activations": None, "format": "int-quantized" if "group_size" not in weights else "pack-quantized",
+        }
+        for number, (target, weights) in enumerate(groups.items())
+    }  # fmt: skip
+    return {
+        "quant_method": "compressed-tensors", "format": "mixed-precision", "quantization_status": "compressed",
+        "config_groups": named, "ignore": ["lm_head", *ignore],
+    }  # fmt: skip
+
+
+W4_PLAIN = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+MIXED: dict[str, tuple[dict[str, Pack | None], dict[str, Any]]] = {
+    "v and down in 8 bits": (
+        {"v_proj|down_proj|up_proj": int8, ".*": w4_plain},
+        groups_of({".*(q|k|o|gate)_proj$": W4_PLAIN, ".*(v|down|up)_proj$": W8}, []),
+    ),
+    "k, v and gate plain": (
+        {"k_proj|v_proj|gate_proj": None, ".*": w4_plain},
+        groups_of({".*(q|o|up|down)_proj$": W4_PLAIN}, ["re:.*(k|v|gate)_proj$"]),
+    ),
+    "orders of their own": (
+        {"v_proj|up_proj": sorted_w8, "q_proj|k_proj|gate_proj": sorted_w4, ".*": w4_plain},
+        groups_of(
+            {
+                ".*(q|k|gate)_proj$": W4_PLAIN | {"actorder": "group"}, ".*(v|up)_proj$": W8_SORTED,
+                ".*(o|down)_proj$": W4_PLAIN,
+            },
+            [],
+        ),
+    ),
+    "dynamic of GPTQModel": (
+        {"v_proj|gate_proj": gptq8, "k_proj": None, ".*": gptq},
+        {
+            "quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False, "desc_act": False, "lm_head": False,
+            "dynamic": {r"-:.*\.k_proj": {}, r"+:.*\.(v|gate)_proj": {"bits": 8}},
+        },
+    ),
+}  # fmt: skip
+"""Packs of layers by the first expression that is found in their names, None: plain; and the config that says so."""
+
+
+def mixed(checkpoint: Path, target: Path, recipe: str) -> tuple[Path, Path]:
+    """Write a saved model of several formats, and its values in float32; return both directories."""
+    packs, settings = MIXED[recipe]
+
+    def pack_of(module: str) -> Pack | None:
+        return next(pack for expression, pack in packs.items() if re.search(expression, module))
+
+    return written(checkpoint, target, pack_of, settings)
+
+
 def quantized(checkpoint: Path, target: Path, method: str, *, head: bool = False) -> tuple[Path, Path]:
     """Write a saved model quantized, and its values in float32; return both directories.
 
@@ -187,18 +264,32 @@ def quantized(checkpoint: Path, target: Path, method: str, *, head: bool = False
     pack, settings = METHODS[method]
     if head:
         settings = settings | ({"lm_head": True} if method.endswith("gptq") else {"ignore": ["re:.*gate$"]})
+    return written(checkpoint, target, lambda module: pack, settings, head=head)
+
+
+def written(
+    checkpoint: Path,
+    target: Path,
+    pack_of: Callable[[str], Pack | None],
+    settings: dict[str, Any],
+    *,
+    head: bool = False,
+) -> tuple[Path, Path]:
+    """Write a saved model quantized by the packs of its layers, and its values in float32; return both directories."""
+    method = settings["quant_method"]
     coded, exact = target / "coded", target / "exact"
     for directory in (coded, exact):
         shutil.copytree(checkpoint, directory)
     tensors, stored = load_file(checkpoint / "model.safetensors"), dict[str, Tensor]()
     for number, (name, tensor) in enumerate(sorted(tensors.items())):
-        if method == "mxfp4" and name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+        pack = pack_of(name)
+        if method == "mxfp4" and pack is not None and name.endswith(("experts.gate_up_proj", "experts.down_proj")):
             layer = pack(tensor, number)
             stored |= {name + part: t.contiguous() for part, t in layer.tensors.items()}
             tensors[name] = layer.values
             continue
         is_linear = LINEAR.fullmatch(name) is not None or (head and name == "lm_head.weight")
-        if method == "mxfp4" or not is_linear or tensor.dim() != 2:
+        if method == "mxfp4" or pack is None or not is_linear or tensor.dim() != 2:
             stored[name] = tensor
             continue
         module = name.removesuffix(".weight")

@@ -6,13 +6,18 @@ from torch import Tensor
 
 from planner.quantized import Stored
 from planner.quantized.codes import Array
+from plans.schema import WeightFormat
 
 BITS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def values(stored: Stored, codes: Array, scales: Array, zeros: Array | None) -> Tensor:
     """Return the weights [out, in] in float32 of whole parts."""
-    form, (out, columns) = stored.form, (stored.out, stored.columns)
+    return matrix(stored.form, stored.out, stored.columns, codes, scales, zeros)
+
+
+def matrix(form: WeightFormat, out: int, columns: int, codes: Array, scales: Array, zeros: Array | None) -> Tensor:
+    """Return the values [out, in] in float32 of a matrix of a format."""
     raw = torch.from_numpy(np.array(codes))
     if form.code in ("int4", "float4_e2m1"):
         unpacked = torch.empty((out, columns), dtype=torch.uint8)

@@ -13,7 +13,7 @@ from torch import Tensor
 from planner.costs.fixed_work import CAPTURED, ENGINE_LAYER, LAUNCH_NS
 from plans import codec, launches
 from plans.kv import KvShare
-from plans.schema import KvAxis, LayerClass, Model, Plan, Run, Tree, WeightFormat
+from plans.schema import GateUpFormats, KvAxis, LayerClass, Model, Plan, QkvFormats, Run, Tree, WeightFormat
 from plans.step import fed_rows, layer_class, merges_itself
 from runtime.decode.messages import Channel
 from runtime.decode.work import Mode
@@ -116,7 +116,23 @@ def test_a_dense_layer_is_nine_launches_and_ten_of_many_rows(kind: str) -> None:
     assert launches_of(layers, WIDE, **fields) == launches.LAYER - (kind in FORMATS) * launches.ACTIVATION == expected
     assert launches_of(layers, WIDE, tree=16, **fields) == expected + launches.MERGE == expected + 1
     device = dataclasses.replace(gpu("a"), overhead_ns=ENGINE_LAYER)
-    assert CAPTURED.layer_ns(device, layers.mlp) == expected
+    assert CAPTURED.layer_ns(device, layers) == expected
+
+
+def test_formats_of_their_own_are_products_of_their_own() -> None:
+    """Three products and a copy for q, k and v; two, a copy and the activation for gate and up."""
+    int4, int8 = FORMATS["int4"], dataclasses.replace(FORMATS["int4"], code="int8")
+    qkv, both = QkvFormats(q=int4, k=None, v=int8), GateUpFormats(gate=int4, up=int8)
+    device = dataclasses.replace(gpu("a"), overhead_ns=ENGINE_LAYER)
+    for qkv_formats, gate_up_formats in ((qkv, None), (None, both), (qkv, both)):
+        plain = WIDE.layers[0]
+        layers = dataclasses.replace(
+            plain, attention=dataclasses.replace(plain.attention, qkv_formats=qkv_formats),
+            mlp=dataclasses.replace(plain.mlp, gate_up_formats=gate_up_formats),
+        )  # fmt: skip
+        split = launches.SPLIT_QKV * (qkv_formats is not None), launches.SPLIT_GATE_UP * (gate_up_formats is not None)
+        assert launches_of(layers, WIDE) == launches.LAYER + sum(split)
+        assert CAPTURED.layer_ns(device, layers) == launches.LAYER + sum(split)
 
 
 @pytest.mark.parametrize(("form", "experts"), [(None, 16), (None, 64), *((form, 16) for form in FORMATS)])
@@ -239,7 +255,7 @@ def priced(plan: Plan, *, drafted: bool) -> int:
     device = dataclasses.replace(gpu("a"), overhead_ns=ENGINE_LAYER)
     draft, tree = plan.draft, plan.options.tree
     layers = sum(
-        CAPTURED.layer_ns(device, layer_class(plan.model, i).mlp, merges=drafted) for i in range(plan.model.num_layers)
+        CAPTURED.layer_ns(device, layer_class(plan.model, i), merges=drafted) for i in range(plan.model.num_layers)
     )
     base = layers + CAPTURED.embed_ns(device) + CAPTURED.lm_head_ns(device, walks=True) - CAPTURED.between_steps_ns
     if not drafted:
