@@ -1,5 +1,5 @@
-"""Measured figures of an inventory: what the best tenth of some rounds reach, with their spread, from samples of the
-runtime, and as fields of a file.
+"""Measured figures of an inventory: what the best tenth of some rounds reach, of messages the first quartile and of
+sums the median, with their spread, from samples of the runtime, and as fields of a file.
 
 Other programs make a sample worse and none better, so that the best rounds tell most of the machine, and differ least
 from one measurement to the next. The spread is the interquartile range of the rounds: how busy it was.
@@ -15,7 +15,8 @@ Samples are what ``python -m runtime calibrate`` prints, times in ns of products
     overhead    of a layer, ``stage`` of a stage besides its layers, ``pass`` of a drafter's pass, ``table`` of
                 embedding and lm_head, and ``tree`` of a step with one, by which the parts of plain and EAGLE steps of
                 a small plan take what they took (``planner.api.measuring``)
-    groups      all-reduce of a short message behind products, by the size of the group
+    groups      all-reduce of a short message behind products, by the size of the group: of more processes than cores
+                what products take longer with it (``runtime.calibration.machine.Sum``)
     latency     of a short message to a process that sleeps, as those of other stages do
     awake       of one to processes that still look for it, as the members of a group do
     bandwidth   of links: 2 (n - 1) / n of the bytes that a longer message has more / the time that it takes more
@@ -26,7 +27,7 @@ numbers of rows in proportion (``plans.roofs``).
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from planner.errors import InventoryError
@@ -121,6 +122,20 @@ def time_of(samples_ns: Sequence[float]) -> Figure:
     return Figure(value=_rounded(ordered[1]), spread=_rounded(ordered[14] - ordered[4]))
 
 
+def first_quartile(samples_ns: Sequence[float]) -> Figure:
+    """Return the first quartile of at least two samples, with their spread.
+
+    Of what varies by itself, as the time of waking up does, the best tenth is less than the fastest steps have.
+    """
+    first, _, third = statistics.quantiles(samples_ns, n=4, method="inclusive")
+    return Figure(value=_rounded(first), spread=_rounded(third - first))
+
+
+def middle(samples_ns: Sequence[float]) -> Figure:
+    """Return the median of at least two samples, which may be differences, with their spread."""
+    return replace(first_quartile(samples_ns), value=_rounded(statistics.median(samples_ns)))
+
+
 def rate_of(amount: int, samples_ns: Sequence[float]) -> Figure:
     """Return the rate per second of so much work that the best tenth of the samples reach, with the spread of all."""
     ordered = statistics.quantiles([amount * NS_PER_S / ns for ns in samples_ns], n=20, method="inclusive")
@@ -178,11 +193,11 @@ def link_of(samples: Mapping[str, Any]) -> MeasuredLink | None:
     bandwidth, groups = None, dict[int, Figure]()
     for members, sums in sorted(by_members.items()):
         (short_bytes, short), *_, (long_bytes, long) = sorted(sums)
-        groups[members] = time_of(short)
+        groups[members] = middle(short)
         more = [after - before for before, after in zip(sorted(short), sorted(long), strict=True)]
         if min(more) > 0:
             bandwidth = rate_of(2 * (members - 1) * (long_bytes - short_bytes) // members, more)
-    return MeasuredLink(latency=time_of(samples["message_ns"]), bandwidth=bandwidth, groups=groups)
+    return MeasuredLink(latency=first_quartile(samples["message_ns"]), bandwidth=bandwidth, groups=groups)
 
 
 # ---- as fields ----

@@ -9,8 +9,9 @@ least counts, so that other programs, which come and go, change little. The cloc
 
 import multiprocessing
 import os
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -62,8 +63,12 @@ _Time = TypeVar("_Time")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sum:
-    """Times of an all-reduce among the first processes, from when the last of them comes until all have the sum: the
-    first quartile of each round.
+    """Times of an all-reduce among the first processes, one of each round.
+
+    Of no more processes than cores the first quartile, from when the last of them comes until all have the sum. Of
+    more, some of which wait for a core until another waits for the sum, that by which products with a sum behind them
+    take longer than without: who has the sum late computes meanwhile, or lets another do so, and the next sum is no
+    later for it.
     """
 
     members: int
@@ -93,7 +98,7 @@ class Samples:
     """By the processes at once, dtype and dims of a head: time of SCORES scores of attention, as ``rows_ns``."""
     sums: tuple[Sum, ...]
     message_ns: list[int]
-    """Until a short message is with a process that sleeps: the first quartile of each round. None with one process."""
+    """Until a short message is with a process that sleeps: the median of each round. None with one process."""
 
 
 def measure(processes: int, within_s: int) -> Samples:
@@ -136,7 +141,7 @@ def measure(processes: int, within_s: int) -> Samples:
             members=members,
             message_bytes=nbytes,
             times_ns=[
-                _sum_ns([own.sums[members, nbytes] for own in of_round])
+                _sum_ns([own.sums[members] for own in of_round], nbytes, members > cores)
                 for of_round in zip(*results[:members], strict=True)
             ],
         )
@@ -163,7 +168,7 @@ def measure(processes: int, within_s: int) -> Samples:
             at_once: {name: _scores(results[:at_once], (at_once, name), cores) for name in NAMES} for at_once in slowest
         },
         sums=sums,
-        message_ns=[_first_quartile(own.messages) for own in results[1]] if processes > 1 else [],
+        message_ns=[round(statistics.median(own.messages)) for own in results[1]] if processes > 1 else [],
     )
 
 
@@ -182,8 +187,8 @@ class _Round:
     """The same, of rows besides products."""
     scores: dict[int, ScoreSpans]
     """The same, of attention."""
-    sums: dict[tuple[int, int], list[Span]]
-    """By members and bytes, of the groups that the process is in."""
+    sums: dict[int, dict[int, list[Span]]]
+    """By members and bytes, of the groups that the process is in; of no bytes: of the products before each sum."""
     messages: list[int]
     """To the second process."""
 
@@ -228,20 +233,19 @@ def _scores(results: Sequence[Sequence[_Round]], of: tuple[int, str], cores: int
     }
 
 
-def _sum_ns(spans: Sequence[Sequence[Span]]) -> int:
-    """Return the time of a sum in a round, from when the last process comes until the last has it; ``spans``: by
-    process.
+def _sum_ns(spans: Sequence[Mapping[int, Sequence[Span]]], nbytes: int, crowded: bool) -> int:
+    """Return the time of a sum of so many bytes in a round, as ``Sum`` has it; ``spans``: by process and bytes.
+
+    ``crowded``: the processes are more than the cores. Otherwise the first quartile, since the least is one by chance.
     """
-    every = zip(*spans, strict=True)
-    return _first_quartile([max(end for _, end in own) - max(begin for begin, _ in own) for own in every])
-
-
-def _first_quartile(times: Sequence[int]) -> int:
-    """Return the time within which a quarter of some messages of a round is.
-
-    The least is one by chance, of which a step has few, and how fast who sleeps wakes up differs from time to time.
-    """
-    return sorted(times)[len(times) // 4]
+    every = [own[nbytes] for own in spans]
+    ends: list[int] = [max(end for _, end in of_sum) for of_sum in zip(*every, strict=True)]
+    if crowded:
+        alone = [own[0] for own in spans]
+        without_ns = _spanned([(own[0][0], own[-1][1]) for own in alone]) // len(alone[0])
+        return max(1, (ends[-1] - ends[0]) // (len(ends) - 1) - without_ns)
+    begins: list[int] = [max(begin for begin, _ in of_sum) for of_sum in zip(*every, strict=True)]
+    return sorted(end - begin for begin, end in zip(begins, ends, strict=True))[len(ends) // 4]
 
 
 def _time(at_once: int, cores: int) -> Callable[[Sequence[Span]], int]:
@@ -280,7 +284,7 @@ def _serve(
     rounds = list[_Round]()
     while not ended.is_set():
         own, rows, scored = dict[int, Spans](), dict[int, list[Span]](), dict[int, ScoreSpans]()
-        sums = dict[tuple[int, int], list[Span]]()
+        sums = dict[int, dict[int, list[Span]]]()
         for computing in at_once(together.parties):
             together.wait()
             if rank < computing:
@@ -290,8 +294,8 @@ def _serve(
                 scored[computing] = products.score_samples(ready)
         for members, barrier in barriers.items():
             together.wait()
-            for nbytes, span in _sums(groups[members], barrier, products) if members in groups else ():
-                sums.setdefault((members, nbytes), []).append(span)
+            if members in groups:
+                sums[members] = _sums(groups[members], barrier, products)
         together.wait()
         messages = list(_messages(groups[2], products)) if 2 in groups else []
         rounds.append(_Round(products=own, rows=rows, scores=scored, sums=sums, messages=messages))
@@ -326,14 +330,20 @@ def _messages(group: Group, products: Products) -> Iterator[int]:
         yield time.perf_counter_ns() - int(sent[0])
 
 
-def _sums(group: Group, barrier: Barrier, products: Products) -> Iterator[tuple[int, Span]]:
-    """Yield bytes and spans of sums, taken in turns; each behind products, as in a step."""
-    messages = {nbytes: torch.zeros(nbytes // 4) for nbytes in MESSAGES}
-    sums = {nbytes: group.sum_of(message) for nbytes, message in messages.items()}
-    barrier.wait()
-    for _ in range(SUMS):
-        for nbytes, add_up in sums.items():
-            products.work(SUM_PRODUCTS)
+def _sums(group: Group, barrier: Barrier, products: Products) -> dict[int, list[Span]]:
+    """Return by bytes the spans of sums, each behind products, as in a step; of no bytes those of products alone."""
+    spans: dict[int, list[Span]] = {}
+    for nbytes in (0, *MESSAGES):
+        message = torch.zeros(nbytes // 4)
+        add_up = group.sum_of(message) if nbytes else None
+        barrier.wait()
+        _meet(group)
+        spans[nbytes] = []
+        for _ in range(SUMS):
             began = time.perf_counter_ns()
-            add_up()
-            yield nbytes, (began, time.perf_counter_ns())
+            products.work(SUM_PRODUCTS)
+            if add_up is not None:
+                began = time.perf_counter_ns()
+                add_up()
+            spans[nbytes].append((began, time.perf_counter_ns()))
+    return spans

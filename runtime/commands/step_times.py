@@ -3,9 +3,11 @@
 A part takes from when the last of its devices has what it works on until the last of them is done, with the
 all-reduces in which they wait for each other: as the plan predicts it. Devices of another machine than the first one's
 are left out, as their clock is another. The phases add up to the step: ``verify`` is embedding, stages and lm_head one
-after the other, ``collectives`` is the rest: hops from part to part, features and the step message, each until the last
-of its receivers goes on, woken up where it sleeps. One sequence is timed: of a plan for more the parts have no
-prediction, and the step has that of its schedule.
+after the other, ``collectives`` is the rest: hops from part to part, features and the step message, each from when the
+last of its ranks is ready for it until the last of its receivers goes on, woken up where it sleeps. Behind the step
+message every rank reads it, records it and commits, and goes on to the next step: that is ``commit`` and ``embed`` of
+all devices of the base, whichever of them has the embedding. One sequence is timed: of a plan for more the parts have
+no prediction, and the step has that of its schedule.
 
 Beside the mean, the *best* time is the mean over the fastest tenth of the steps of all repeats: what the machine does
 while no other program disturbs it. Parts are of the same steps and add up; the least time of each part, of different
@@ -18,6 +20,7 @@ and add up to one of these; speed and step are those of captured ones, in a requ
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from plans.graphs import captures
@@ -206,8 +209,7 @@ def _best(plan: Plan, mode: str, runs: list[list[Completion]]) -> _Step:
     """Return the mean of the fastest tenth of the steps of all repeats, of one step at least."""
     steps: list[_Step] = []
     for run in runs:
-        times = _times(plan, mode, run)
-        whole = _timings(run[_paced_by(plan)]).steps
+        times, whole = _times(plan, mode, run), _steps_ns(plan, run)
         steps += [
             _Step(whole=ns, parts={part: own[number] for part, own in times.items() if own})
             for number, ns in enumerate(whole[: min(map(len, filter(None, times.values())), default=0)])
@@ -225,15 +227,14 @@ def _best(plan: Plan, mode: str, runs: list[list[Completion]]) -> _Step:
 
 def _times(plan: Plan, mode: str, ranks: list[Completion]) -> dict[str, tuple[int, ...]]:
     """Return by part the time of every step: from when the last of its devices begins until the last one ends."""
-    members = {"embed": plan.embed.devices, "head": plan.head.devices, "commit": plan.embed.devices}
+    members = {"embed": _of_base(plan), "head": plan.head.devices, "commit": _of_base(plan)}
     members |= {f"stages[{number}]": stage.devices for number, stage in enumerate(plan.stages)}
     if plan.draft_placement is not None:
         members["draft"] = plan.draft_placement.devices
-    numbers = {device.id: number for number, device in enumerate(plan.devices)}
     times = {}
     for part in _parts(plan, drafted=mode == "eagle"):
-        near = _on_one_machine(plan, members[part])
-        spans = [_timings(ranks[numbers[device]]).parts.get(part, ()) for device in near]
+        near = _numbers(plan, _on_one_machine(plan, members[part]))
+        spans = [_timings(ranks[number]).parts.get(part, ()) for number in near]
         times[part] = tuple(
             max(end for _, end in of_step) - max(begin for begin, _ in of_step) for of_step in zip(*spans, strict=False)
         )
@@ -246,9 +247,24 @@ def _on_one_machine(plan: Plan, devices: Sequence[str]) -> list[str]:
     return [name for name in devices if share_memory(plan.inventory, (hosts[devices[0]], hosts[name]))]
 
 
-def _paced_by(plan: Plan) -> int:
-    """Return the rank whose commits the steps are timed by: with its embedding the next one begins."""
-    return [device.id for device in plan.devices].index(plan.embed.devices[0])
+def _of_base(plan: Plan) -> tuple[str, ...]:
+    """Return the devices of embedding, stages and lm_head, that of the embedding first."""
+    parts = (plan.embed.devices, *(stage.devices for stage in plan.stages), plan.head.devices)
+    return tuple(dict.fromkeys(device for devices in parts for device in devices))
+
+
+def _steps_ns(plan: Plan, ranks: list[Completion]) -> list[int]:
+    """Return the time of every step: from the last commit of the base to that of the next step."""
+    near = [_timings(ranks[number]) for number in _numbers(plan, _on_one_machine(plan, _of_base(plan)))]
+    commits = [max(end for _, end in spans) for spans in zip(*(own.parts["commit"] for own in near), strict=False)]
+    first = max((own.steps[0] for own in near if own.steps), default=0)
+    return [first, *(end - begin for begin, end in pairwise(commits))]
+
+
+def _numbers(plan: Plan, devices: Sequence[str]) -> list[int]:
+    """Return the ranks of some devices."""
+    numbers = {device.id: number for number, device in enumerate(plan.devices)}
+    return [numbers[device] for device in devices]
 
 
 def _phases(plan: Plan, mode: str, mean: _Step, best: _Step) -> Iterator[Row]:

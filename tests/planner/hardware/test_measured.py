@@ -94,6 +94,7 @@ def measured_parts(devices: int) -> measuring.Timed:
     return measuring.Timed(
         plain=plain,
         message=AWAKE_NS * devices // 2,
+        tree_message=AWAKE_NS * devices // 2,
         layers=layers,
         eagle=eagle,
         tree_layers=tree_layers,

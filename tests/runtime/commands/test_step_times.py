@@ -72,6 +72,19 @@ def test_a_part_takes_from_the_last_begin_to_the_last_end(tmp_path: Path) -> Non
     assert times["stages[0]"] == (95 - 70, 5)
 
 
+def test_a_step_is_from_the_last_commit_of_the_base_to_the_next(tmp_path: Path) -> None:
+    """Every device reads the step message and commits: until the last has gone on, none of the base computes."""
+    _, plan = compiled_plan(tmp_path, ("a", "b"))
+    first, second = (
+        {"commit": ((begin, end), (begin + 100, end + 120)), "embed": ((end, end + wait),) * 2}
+        for begin, end, wait in ((0, 10, 30), (8, 25, 5))
+    )
+    ranks = [SimpleNamespace(timings=RankTimings(steps=(40, 100), parts=parts, groups={})) for parts in (first, second)]
+    assert step_times._steps_ns(plan, ranks) == [40, 120]  # type: ignore[arg-type]
+    times = step_times._times(plan, "plain", ranks)  # type: ignore[arg-type]
+    assert (times["commit"][0], times["embed"][0]) == (25 - 8, 40 - 25)
+
+
 def test_the_best_steps_are_a_tenth_whose_parts_add_up(plan_dir: tuple[Path, Plan]) -> None:
     with Engine.open(plan_dir[0]) as engine:
         modes = measure(engine, dataclasses.replace(BENCH, repeats=3)).modes
