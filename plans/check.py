@@ -5,6 +5,7 @@ and transports, which follow from names and shares, are checked only where those
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 
 from plans import codec
@@ -14,12 +15,13 @@ from plans.check_inputs import check_facts
 from plans.check_proof import check_proof, classes_of
 from plans.kv import KvDivision, kv_division
 from plans.places import is_movable, is_padded
-from plans.quantized import divides
+from plans.quantized import divides, head_unit
 from plans.schema import (
     Attention,
     Draft,
     DraftPlacement,
     Inventory,
+    LayerClass,
     Mlp,
     Options,
     Plan,
@@ -119,6 +121,7 @@ def _check_stages(plan: Plan) -> Iterator[Violation]:
             for layers in classes:
                 yield from _check_run(f"{path}.runs[{j}]", run, stage, layers.attention, layers.mlp)
                 yield from _check_parts(f"{path}.kv_subgroups", kv_division(stage), layers.attention)
+                yield from _check_head_unit(f"{path}.runs[{j}].kv_heads", run.kv_heads, kv_division(stage), layers)
             if run.num_layers < 1:
                 yield bad(f"{path}.runs[{j}].num_layers", run.num_layers, "at least 1")
             first += run.num_layers
@@ -181,6 +184,18 @@ def _check_parts(path: str, divided: KvDivision, attention: Attention) -> Iterat
         yield bad(path, sizes, "subgroups of 1: a norm of q and k is of a whole head")
     if axis == "head_dim" and any(size > 0 and pairs % size for size in sizes):
         yield bad(path, sizes, f"divisors of the {pairs} rotary pairs of a head")
+
+
+def _check_head_unit(
+    path: str, shares: tuple[int, ...], divided: KvDivision, layers: LayerClass
+) -> Iterator[Violation]:
+    """Check that subgroups begin where a group of columns of o begins."""
+    unit, sizes = head_unit(layers.attention), divided.subgroups
+    if unit == 1 or sum(sizes) != len(shares) or min(sizes, default=0) < 1:
+        return  # nothing to check, or refused before
+    firsts = accumulate(shares[i] for i in divided.starts[:-1])
+    if any(first % unit for first in firsts):
+        yield bad(path, shares, f"all but the last in multiples of {unit} KV heads, with whole groups of o's columns")
 
 
 def _check_heads(

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import fields, replace
 
-from plans.quantized import BLOCK, ROUNDED, column_unit, divides, is_half, rounded_table
+from plans.quantized import BLOCK, ROUNDED, column_unit, is_half, rounded_table
 from plans.schema import LayerClass, Model, RoundedWeights, WeightFormat
 from plans.violations import Violation, bad
 
@@ -35,8 +35,6 @@ def check_formats(path: str, layers: LayerClass, hidden: int) -> Iterator[Violat
     for name, form, columns, cuts in forms:
         if form is not None:
             yield from _check_format(f"{path}.{name}", form, columns, cuts)
-    if attention.num_kv_heads > 0 and not divides(attention, "heads", 1):
-        yield bad(f"{path}.attention.o_format", attention.o_format, "groups that end with the columns of a KV head")
 
 
 def check_rounded(path: str, layers: LayerClass, weights: RoundedWeights) -> Iterator[Violation]:

@@ -21,6 +21,7 @@ filled up to whole blocks by columns whose ``order`` is -1, where the input coun
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from plans.schema import Attention, Draft, KvAxis, LayerClass, Model, RoundedWeights, WeightFormat
@@ -119,9 +120,22 @@ def column_unit(form: WeightFormat) -> int:
     return form.group or (BLOCK if is_half(form) else 1)
 
 
-def divides(attention: Attention, axis: KvAxis, parts: int) -> bool:
-    """Return True where a subgroup of so many devices cuts the columns of o on multiples that its format allows."""
+def head_unit(attention: Attention) -> int:
+    """Return the KV heads on multiples of which devices can divide attention: those whose columns of o, the least
+    common multiple of a KV head's and of its format's, end with a group; the last device has what is left.
+    """
     if attention.o_format is None or attention.o_format.ordered:
+        return 1
+    of_head = attention.num_heads // max(1, attention.num_kv_heads) * attention.head_dim
+    return math.lcm(column_unit(attention.o_format), of_head) // of_head if of_head > 0 else 1
+
+
+def divides(attention: Attention, axis: KvAxis, parts: int) -> bool:
+    """Return True where a subgroup of so many devices cuts the columns of o on multiples that its format allows.
+
+    A subgroup of one cuts none; which KV heads it has: ``head_unit``.
+    """
+    if parts == 1 or attention.o_format is None or attention.o_format.ordered:
         return True
     if attention.o_format.group is None and not is_half(attention.o_format):
         return True

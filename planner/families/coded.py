@@ -19,7 +19,7 @@ from planner.families.tensors import FLOATS
 from planner.families.windows import classes_of
 from planner.quantized import AutoRoundRecipe, Expected, Mxfp4Recipe, Proof, Recipe, ScaleDType, Stored, check
 from planner.quantized.layouts import Gptq
-from plans.quantized import BLOCK, column_unit, layer_formats
+from plans.quantized import BLOCK, column_unit, head_unit, layer_formats
 from plans.schema import Attention, GateUpFormats, Mlp, Model, QkvFormats, WeightFormat
 from plans.step import layer_class
 
@@ -35,6 +35,19 @@ CODED_NOTE = (
     "quantized weights are planned with their bytes; predicted times on GPUs are those of other engines' kernels, "
     "which widen them in registers: the runtime's own have not been run on a GPU yet"
 )
+
+
+def coded_notes(model: Model) -> tuple[str, ...]:
+    """Return what a person should know of a model with quantized layers."""
+    notes = {
+        f"groups of {column_unit(form)} columns and the {columns} columns of o that read a KV head end together after "
+        f"{unit} KV heads: devices divide attention in multiples of {unit} KV heads of {attention.num_kv_heads}"
+        for attention in (layers.attention for layers in model.layers)
+        if (form := attention.o_format) is not None and (unit := head_unit(attention)) > 1
+        for columns in (attention.num_heads // attention.num_kv_heads * attention.head_dim,)
+    }
+    return (CODED_NOTE, *sorted(notes))
+
 
 Forms = dict[tuple[int, str], WeightFormat | None]
 """Format of each layer's q, k, v, o, gate, up and down."""
@@ -106,7 +119,7 @@ def replaced(
             continue
         layer, kind = int(linear[1]), linear[2]
         stored = stored_of(source)
-        stored = of_roles[role] = None if stored is None else _cut(stored, model, layer, kind, where)
+        stored = of_roles[role] = None if stored is None else _cut(stored, model, layer, kind)
         form = None if stored is None else stored.image_form
         name = source.name.removesuffix(".weight")
         other = first_named.setdefault((layer, kind), name)
@@ -237,7 +250,7 @@ class _Layers:
     def _packed_experts(self, name: str) -> ConfigError:
         return ConfigError(f"{self.where}: {name}: packed experts, expected mxfp4: not read in another format")
 
-    def _of_expert(self, source: Source, columns: Columns) -> Stored:
+    def _of_expert(self, source: Source, columns: Columns) -> Stored | None:
         """Return how a matrix of an expert is stored of which one tensor has those of all."""
         if not isinstance(self.recipe, Mxfp4Recipe):
             raise self._packed_experts(source.name)
@@ -248,12 +261,12 @@ class _Layers:
         return self.recipe.expert(source.name, (count, width, rows), expert, columns.first, columns.step)
 
 
-def _cut(stored: Stored, model: Model, layer: int, linear: str, where: str) -> Stored:
+def _cut(stored: Stored, model: Model, layer: int, linear: str) -> Stored:
     """Return a layer with the groups that devices may cut it by."""
     if linear == "o":
         attention = layer_class(model, layer).attention
-        return stored.cut_at(attention.num_heads // attention.num_kv_heads * attention.head_dim, where)
-    return stored.folded().cut_at(stored.columns, where) if linear == "down" else stored
+        return stored.cut_at(attention.num_heads // attention.num_kv_heads * attention.head_dim)
+    return stored.folded().cut_at(stored.columns) if linear == "down" else stored
 
 
 def _with_formats(model: Model, forms: Forms, first_named: Mapping[tuple[int, str], str], where: str) -> Model:

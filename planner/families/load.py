@@ -15,7 +15,7 @@ from planner.checkpoints.formats import quantizer_settings, refuse_quantized, re
 from planner.checkpoints.header import TensorInfo
 from planner.checkpoints.summary import Summary, describe
 from planner.errors import CheckpointError
-from planner.families.coded import CODED_NOTE, with_codes
+from planner.families.coded import coded_notes, with_codes
 from planner.families.config import Keys, saved_dtype
 from planner.families.records import BaseInput, BaseReading
 from planner.families.refused import REASONS
@@ -81,16 +81,16 @@ def _load_base(path: Path, planned: Model | None) -> BaseInput:
     reading: BaseReading = importlib.import_module(f"planner.families.{family}").read(keys)
     ways = [OWN] if wrapper is None else spellings(wrapper, reading.roles, checkpoint.tensors or ())
     if recipe is not None:
-        notes = [*notes, CODED_NOTE]
         where, tensors = str(checkpoint.config_file), checkpoint.tensors
         others = () if wrapper is None else wrapper.vision
         reading = with_codes(reading, recipe, where, tensors, _scales(checkpoint), planned, ways, others)
+        notes = [*notes, *coded_notes(reading.model)]
     tensors_sha256 = table_sha256(reading.roles)
     if wrapper is not None:
         reading = as_wrapped(wrapper, reading, ways[0])
     if checkpoint.tensors is not None:
         reading = replace(reading, roles=as_stored(reading.roles, checkpoint.tensors))
-        if recipe is None and quantizer_settings(checkpoint.config, checkpoint.config_file, METHODS) is not None:
+        if quantizer_settings(checkpoint.config, checkpoint.config_file, METHODS) is not None:
             reading = _beside_kv_scales(reading, checkpoint.tensors)
         check_tensors(checkpoint, checkpoint.tensors, reading)
     return BaseInput(
@@ -138,11 +138,17 @@ def _recipe(checkpoint: Checkpoint, keys: Keys) -> Recipe | None:
 
 
 def _beside_kv_scales(reading: BaseReading, tensors: Mapping[str, TensorInfo]) -> BaseReading:
-    """Return a reading of plain weights that lets scales of a KV cache be there: its dtype is the plan's."""
-    modules = {source.name.removesuffix(".weight") for source in reading.roles.values()}
-    scales = (expected for module in modules for expected in kv_scales(module).values() if expected.name in tensors)
-    found = {expected.name: tensors[expected.name].shape for expected in scales}
-    known = {name: shape if shape in ((), (1,)) else (1,) for name, shape in found.items()}
+    """Return a reading that lets scales of a KV cache be there, one of all or of each head: its dtype is the plan's."""
+    modules = {
+        source.name.removesuffix(".weight") if source.stored is None else source.stored.module
+        for source in reading.roles.values()
+    }
+    attention = reading.model.layers[0].attention
+    allowed = {(), (1,)}
+    for heads in (attention.num_heads, attention.num_kv_heads):
+        allowed |= {(heads,), (heads, 1, 1)}
+    found = {name: tensors[name].shape for module in modules for name in kv_scales(module) if name in tensors}
+    known = {name: shape if shape in allowed else (1,) for name, shape in found.items()}
     return replace(reading, ignored={**reading.ignored, **known})
 
 

@@ -8,7 +8,7 @@ from functools import cache
 from math import prod
 
 from planner.errors import ConfigError
-from planner.families.coded import CODED_NOTE, replaced
+from planner.families.coded import coded_notes, replaced
 from planner.families.records import BaseInput, Source
 from planner.families.tensors import FLOATS
 from planner.quantized import Expected, Rounded, RoundedColumns, Stored, check
@@ -35,7 +35,7 @@ def rounded(base: BaseInput, weights: RoundedWeights) -> BaseInput:
     table = rounded_table(weights)
     head = None if table is None else check(_stored(base.roles["head.weight"], table), where)
     roles, model = replaced(base.roles, base.model, stored_of, head, where)
-    return replace(base, roles=roles, model=model, plain=base, notes=(*base.notes, note(weights), CODED_NOTE))
+    return replace(base, roles=roles, model=model, plain=base, notes=(*base.notes, note(weights), *coded_notes(model)))
 
 
 def note(weights: RoundedWeights) -> str:

@@ -162,8 +162,10 @@ def divided(
     *,
     fixed_ns: int,
     times: tuple[int, ...],
+    unit: int = 1,
 ) -> tuple[Split, ...]:
-    """Return a split for every way to deal KV heads out over the subgroups of a division.
+    """Return a split for every way to deal KV heads out over the subgroups of a division, all but the last of which
+    have multiples of ``unit``.
 
     ``subgroup`` prices an axis, members and KV heads, with a flag for the group's leader. ``times``: passes of each
     kind in a step; the time is ``fixed_ns`` + Σ times · max over subgroups, since each pass waits for the slowest.
@@ -173,6 +175,8 @@ def divided(
         dealt = head_divisions(kv_heads, most_bundles, parts)
     else:
         dealt = repeated_head_divisions(kv_heads, most_bundles, parts, hosts)
+    if unit > 1:
+        dealt = tuple(heads for heads in dealt if not any(share % unit for share in heads[:-1]))
     sizes = zip(division.starts, division.subgroups, strict=True)
     members = [device_set.devices[start : start + m] for start, m in sizes]
     prices = [

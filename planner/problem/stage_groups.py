@@ -24,6 +24,7 @@ from planner.problem.quantum import Quanta
 from planner.solver.problem import Group, Split
 from plans import cpu_times, step
 from plans.kv import KvDivision, KvShare
+from plans.quantized import head_unit
 from plans.schema import Attention, Inventory, KvAxis, Options
 
 
@@ -126,6 +127,7 @@ class StageGroups:
             lambda axis, members, kv_heads, leads: self._subgroup(members, kind, axis, kv_heads, leads, crowd),
             fixed_ns=self._layer_ns(device_set.devices, kind),
             times=(1,),
+            unit=head_unit(attention),
         )
 
     @cached_property

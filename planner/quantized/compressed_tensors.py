@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from planner.quantized.layouts import Layout, PackedRows, PlainRows
-from planner.quantized.records import SCALE_HEADERS, Expected, ScaleDType, Stored, kv_scales
+from planner.quantized.records import SCALE_HEADERS, Expected, ScaleDType, Stored
 from planner.quantized.settings import NOT_READ, Pattern, Settings, block_of
 from plans.format import quote
 from plans.quantized import groups
@@ -17,6 +17,8 @@ from plans.schema import WeightFormat
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized")
 MIXED = "mixed-precision"
 """Format of a checkpoint each group of which says its own."""
+DENSE = "dense"
+"""Format of plain weights."""
 CLASSES = frozenset({"Linear"})
 """Classes of modules by which a group or the ignore list can name layers."""
 
@@ -46,7 +48,6 @@ class Target:
 class Scheme:
     """Storage of the weights of a group of layers: format, bits, and which of them share a scale."""
 
-    targets: tuple[Target, ...]
     packed: bool
     code: Literal["int4", "int8", "float8_e4m3fn"]
     bits: int
@@ -105,14 +106,15 @@ def _ignored(module: str) -> dict[str, Expected]:
     named["input_zero_point"] = Expected(
         name=f"{module}.input_zero_point", dtypes=frozenset({"I8", "F8_E4M3"}), shapes=scalar
     )
-    return named | kv_scales(module)
+    return named
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompressedTensors:
     """The schemes of a checkpoint, and the layers that have none."""
 
-    schemes: tuple[Scheme, ...]
+    schemes: tuple[tuple[tuple[Target, ...], Scheme | None], ...]
+    """Of groups of layers; None: their activations alone are quantized."""
     ignore: tuple[Target, ...]
 
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
@@ -120,16 +122,21 @@ class CompressedTensors:
         if any(target.has(module) for target in self.ignore):
             return None
         matched = [
-            (target.rank(module), scheme) for scheme in self.schemes for target in scheme.targets if target.has(module)
+            (target.rank(module), scheme)
+            for targets, scheme in self.schemes
+            for target in targets
+            if target.has(module)
         ]
         best = min((rank for rank, _ in matched), default=None)
         chosen = next((scheme for rank, scheme in reversed(matched) if rank == best), None)
         return None if chosen is None else chosen.stored(module, out, columns, scale_dtype)
 
 
-def read(settings: Settings) -> CompressedTensors:
-    """Read the settings of compressed-tensors; raise ConfigError."""
-    formats = (*FORMATS, MIXED)
+def read(settings: Settings) -> CompressedTensors | None:
+    """Read the settings of compressed-tensors, None where all weights are plain, as where the KV cache alone has fewer
+    bits; raise ConfigError.
+    """
+    formats = (*FORMATS, MIXED, DENSE)
     form = settings.one_of("format", formats, "pack-quantized", f"compressed otherwise, {NOT_READ}")
     settings.one_of("quantization_status", ("compressed", "frozen"), "compressed", "the weights are not quantized")
     for name in ("transform_config", "sparsity_config", "moe_sparsity_config"):
@@ -139,10 +146,13 @@ def read(settings: Settings) -> CompressedTensors:
         if value:
             raise settings.fail(name, f"found {quote(value)}, expected null: not computed here")
     ignore = _targets(settings, "ignore")
+    of_cache = settings.get("kv_cache_scheme")
     schemes = tuple(_scheme(group, form) for _, group in settings.inner("config_groups").items())
-    settings.finish("quant_method", "global_compression_ratio", "version", "kv_cache_scheme")
-    if not schemes:
+    settings.finish("quant_method", "global_compression_ratio", "version")
+    if not schemes and of_cache is None:
         raise settings.fail("config_groups", "found no group, expected at least one")
+    if all(scheme is None for _, scheme in schemes):
+        return None
     return CompressedTensors(schemes=schemes, ignore=ignore)
 
 
@@ -155,9 +165,14 @@ def _target(text: str, settings: Settings, name: str) -> Target:
     return Target(text=text, expression=expression)
 
 
-def _scheme(group: Settings, of_all: str) -> Scheme:
-    """Read one group of layers."""
+def _scheme(group: Settings, of_all: str) -> tuple[tuple[Target, ...], Scheme | None]:
+    """Read one group of layers: its targets, and how their weights are stored, None where they are plain."""
     targets = _targets(group, "targets")
+    if group.get("weights") is None:
+        group.finish("input_activations", "output_activations", "targets", "format")
+        return targets, None
+    if any(target.text == "Embedding" for target in targets):
+        raise group.fail("targets", f"found 'Embedding', expected layers: codes of an embedding are {NOT_READ}")
     form = group.one_of("format", FORMATS, of_all, f"compressed otherwise, {NOT_READ}")
     group.finish("weights", "input_activations", "output_activations", "targets", "format")
     weights = group.inner("weights")
@@ -186,8 +201,7 @@ def _scheme(group: Settings, of_all: str) -> Scheme:
         raise weights.fail("actorder", f"found {quote(order)}, expected none without groups of type int")
     if strategy == "group" and (type(group_size) is not int or not 1 <= group_size <= 1 << 16):
         raise weights.fail("group_size", f"found {quote(group_size)}, expected a positive integer")
-    return Scheme(
-        targets=targets,
+    return targets, Scheme(
         packed=form == "pack-quantized",
         code="float8_e4m3fn" if kind == "float" else "int4" if bits == 4 else "int8",
         bits=bits,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from planner.quantized.layouts import PlainRows
-from planner.quantized.records import SCALE_HEADERS, Expected, ScaleDType, Stored, kv_scales
+from planner.quantized.records import SCALE_HEADERS, Expected, ScaleDType, Stored
 from planner.quantized.settings import NOT_READ, Names, Settings, block_of
 from plans.format import quote
 from plans.quantized import groups
@@ -39,7 +39,7 @@ class Fp8Recipe:
         }
         return Stored(
             module=module, out=out, columns=columns, form=form, layout=PlainRows(block_rows=rows), tensors=tensors,
-            ignored=activations | kv_scales(module),
+            ignored=activations,
         )  # fmt: skip
 
 

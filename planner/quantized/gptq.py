@@ -19,7 +19,7 @@ HARMLESS = (
     *("damp_percent", "damp_auto_increment", "quantizer", "tokenizer", "dataset", "is_marlin_format", "use_cuda_fp16"),
     *("use_exllama", "exllama_config", "max_input_length", "cache_block_outputs", "batch_size", "model_seqlen"),
     *("module_name_preceding_first_block", "pad_token_id", "hyb_act", "method", "pack_impl"),
-    *("hf_device_map", "disable_exllama", "backend", "adapter", "autoround_version", "packing_format", "data_type"),
+    *("hf_device_map", "disable_exllama", "backend", "autoround_version", "packing_format", "data_type"),
     *("lr", "minmax_lr", "iters", "nsamples", "seqlen", "low_gpu_mem_usage", "gradient_accumulate_steps"),
     *("act_bits", "act_group_size", "act_dynamic", "act_sym", "enable_quanted_input", "enable_minmax_tuning"),
     *("scale_dtype", "provider", "act_group_aware", "amp", "enable_norm_bias_tuning", "act_data_type"),
@@ -32,7 +32,14 @@ DECODERS = ("model.layers", "model.language_model.layers", "language_model.model
 
 
 def require_decoder(settings: Settings) -> None:
-    """Raise ConfigError where blocks are named whose layers alone are quantized, and the decoder's are none of them."""
+    """Raise ConfigError where blocks are named whose layers alone are quantized, and the decoder's are none of them;
+    or where GPTQModel adds an adapter to the layers (EoRA).
+    """
+    if settings.get("adapter"):
+        raise settings.fail(
+            "adapter",
+            f"found {quote(settings.get('adapter'))}, expected null: a LoRA beside codes is not computed here",
+        )
     for key in ("block_name_to_quantize", "to_quant_block_names"):
         value = settings.get(key, DECODERS[0])
         blocks = [part.strip() for part in value.split(",")] if isinstance(value, str) else value

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from planner.quantized.layouts import Mxfp4
 from planner.quantized.records import Expected, ScaleDType, Stored
-from planner.quantized.settings import Settings
+from planner.quantized.settings import Names, Settings
 from plans.quantized import BLOCK
 from plans.schema import WeightFormat
 
@@ -15,15 +15,20 @@ OCTETS = frozenset({"U8"})
 class Mxfp4Recipe:
     """Experts have codes, and nothing else has."""
 
+    skipped: Names
+    """Layers whose experts are plain are among them."""
+
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
         """Return None: only the packed experts are quantized."""
         return None
 
-    def expert(self, tensor: str, shape: tuple[int, int, int], expert: int, first: int, step: int) -> Stored:
-        """Return how one matrix of an expert is stored: every ``step``-th row from ``first`` on.
+    def expert(self, tensor: str, shape: tuple[int, int, int], expert: int, first: int, step: int) -> Stored | None:
+        """Return how one matrix of an expert is stored, every ``step``-th row from ``first`` on; None: it is plain.
 
         ``tensor``, ``shape``: of the experts' weights [E, in, out] where they are not quantized.
         """
+        if self.skipped.have(tensor.rpartition(".")[0]):
+            return None
         count, columns, rows = shape
         groups = columns // BLOCK
         return Stored(
@@ -41,7 +46,7 @@ class Mxfp4Recipe:
 
 
 def read(settings: Settings) -> Mxfp4Recipe:
-    """Read the settings of MXFP4; raise ConfigError. All that is not an expert is left as it is, by whatever list."""
-    settings.names("modules_to_not_convert")
+    """Read the settings of MXFP4; raise ConfigError. All that is not an expert is plain, listed or not."""
+    skipped = settings.names("modules_to_not_convert")
     settings.finish("quant_method", "dequantize")
-    return Mxfp4Recipe()
+    return Mxfp4Recipe(skipped=Names.read(*skipped))

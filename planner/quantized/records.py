@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar, get_args
 
@@ -143,19 +143,14 @@ class Stored:
         """Return the name of a part's dtype in the header of an image."""
         return {"scales": SCALE_NAMES[self.form.scale], "order": "I32"}.get(part, "U8")
 
-    def cut_at(self, columns: int, where: str) -> "Stored":
-        """Return the layer with groups that end at multiples of ``columns``; raise ConfigError with both numbers."""
-        if self.form.ordered:
+    def cut_at(self, columns: int) -> "Stored":
+        """Return the layer with groups that end at multiples of ``columns``, where these are multiples of a block.
+
+        Otherwise it is as it is, and devices divide it where both end.
+        """
+        group, common = self.form.group or 1, math.gcd(self.form.group or 1, columns)
+        if self.form.ordered or common == group or common % BLOCK:
             return self
-        group = self.form.group or (BLOCK if is_half(self.form) else 1)
-        common = math.gcd(group, columns)
-        if common == group:
-            return self
-        if self.form.group is None or common % BLOCK:
-            raise ConfigError(
-                f"{where}: {self.module}: devices divide its columns in multiples of {columns}, which are not "
-                f"multiples of {BLOCK}: its groups have {group}"
-            )
         return dataclasses.replace(self, repeats=group // common)
 
     @property
@@ -170,11 +165,12 @@ class Stored:
         return dataclasses.replace(self, form=dataclasses.replace(self.form, ordered=None))
 
 
-def kv_scales(module: str) -> dict[str, Expected]:
-    """Return the scales of a KV cache of 8 bits beside a layer, which nothing needs: its dtype is the plan's."""
+def kv_scales(module: str) -> Iterator[str]:
+    """Yield the names of scales and zero points of a KV cache of 8 bits beside a layer."""
     block = module.rpartition(".")[0]
-    names = [f"{module}.k_scale", f"{module}.v_scale", *(f"{block}.{name}_scale" for name in ("q", "k", "v", "prob"))]
-    return {name: Expected(name=name, dtypes=SCALE_HEADERS, shapes=((), (1,))) for name in names}
+    for name in ("k", "v"):
+        yield from (f"{module}.{name}_scale", f"{module}.{name}_zero_point", f"{block}.{name}_zero_point")
+    yield from (f"{block}.{name}_scale" for name in ("q", "k", "v", "prob"))
 
 
 def check(stored: Stored, where: str) -> Stored:

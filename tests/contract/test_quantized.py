@@ -11,7 +11,7 @@ import torch
 from planner.families import inputs_of, load_base, load_draft
 from planner.images.compile import compile_plan
 from plans import codec
-from plans.check import require
+from plans.check import InvalidPlanError, require
 from plans.schema import DType, KvAxis, Plan, RoundedWeights
 from tests.contract.checkpoints import compiled as compiled_plan
 from tests.contract.checkpoints import write_checkpoints
@@ -19,7 +19,7 @@ from tests.contract.ranks import decoded, on_all_ranks, with_engines
 from tests.contract.test_families import COUNT, PROMPT, both_verified, both_ways, last_states
 from tests.contract.test_placements import PROMPTS, placed
 from tests.plan_factory import make_plan, whole_group, write_draft
-from tests.planner.quantized.checkpoints import METHODS, MIXED, dequantised, mixed, quantized
+from tests.planner.quantized.checkpoints import METHODS, MIXED, dequantised, mixed, quantized, written
 from tests.planner.tiny_checkpoints import CLASSES, saved
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -121,6 +121,45 @@ def test_formats_that_differ_keep_the_bits_of_trees(tmp_path: Path) -> None:
     plan, directory = compiled(tmp_path, coded, ("a", "b"), "bfloat16")
     for tree, alone in on_all_ranks(plan, directory, lambda image, comm: both_verified(plan, image, comm)):
         assert torch.equal(tree, alone)
+
+
+def test_experts_that_are_listed_as_plain_are_so_beside_mxfp4(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    changes = SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 9}
+    pack, settings = METHODS["mxfp4"]
+    listed = [*settings["modules_to_not_convert"], "model.layers.0.mlp.experts", "model.layers.2.mlp"]
+    coded, exact = written(
+        saved(tmp_path / "base", "gpt_oss", **changes), tmp_path,
+        lambda name: None if name.startswith(("model.layers.0.", "model.layers.2.")) else pack,
+        settings | {"modules_to_not_convert": listed},
+    )  # fmt: skip
+    forms = {layers.mlp.down_format is None for layers in load_base(coded).model.layers}
+    assert forms == {True, False}
+    same_as_exact(tmp_path, coded, exact, "gpt_oss")
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "divisions"),
+    [
+        ("gptq", {"head_dim": 24}, (("a",),)),  # groups of 32 beside 48 columns of a KV head: two KV heads
+        ("w8", {"head_dim": 24}, (("a",), ("a", "b"))),  # a scale for each row
+        ("gptq", {"head_dim": 16, "num_key_value_heads": 4}, (("a",), ("a", "b"))),  # two of four KV heads each
+        ("fp8", {"head_dim": 24, "num_key_value_heads": 4}, (("a",),)),
+        ("awq", {"head_dim": 40, "num_key_value_heads": 4}, (("a",),)),
+    ],
+)
+def test_heads_that_groups_do_not_end_with_are_on_one_device_or_together(
+    tmp_path: Path, method: str, changes: dict[str, Any], divisions: Sequence[tuple[str, ...]]
+) -> None:
+    torch.manual_seed(4)
+    coded, exact = quantized(saved(tmp_path / "base", "llama", **(SIZES | changes)), tmp_path, method)
+    same_as_exact(tmp_path, coded, exact, "llama", divisions=divisions)
+    notes = [note for note in load_base(coded).notes if "end together after" in note]
+    assert bool(notes) == (method != "w8")
+    if divisions == (("a",),):
+        (tmp_path / "both").mkdir()
+        with pytest.raises(InvalidPlanError, match=r"all but the last in multiples of . KV heads, with whole groups"):
+            compiled(tmp_path / "both", coded, ("a", "b"))
 
 
 @pytest.mark.parametrize("axis", ["context", "head_dim"])

@@ -96,6 +96,38 @@ def test_an_algorithm_that_modelopt_leaves_null_means_plain_weights(tmp_path: Pa
     assert "found dtype F8_E4M3, which is FP8" in refused(CheckpointError, lambda: load_base(directory))
 
 
+@pytest.mark.parametrize("ignore", [["re:.*"], ["lm_head", "re:.*self_attn.*"], ["lm_head"]])
+def test_scales_of_a_kv_cache_may_be_beside_plain_and_quantized_attention(tmp_path: Path, ignore: list[str]) -> None:
+    """One of all, or one of each head; of a cache alone, of which compressed-tensors says so."""
+    weights, cache = {"num_bits": 8, "type": "int", "strategy": "channel"}, {"num_bits": 8, "type": "float"}
+    group = {"targets": ["Linear"], "weights": None if ignore == ["re:.*"] else weights}
+    directory = saved(tmp_path / "base", "llama")
+    file, weights_file = directory / "config.json", directory / "model.safetensors"
+    settings = {
+        "quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {"group_0": group},
+        "ignore": ignore, "kv_cache_scheme": cache,
+    }  # fmt: skip
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": settings}))
+    model, tensors = load_base(bare_copy(tmp_path / "bare", file)).model, load_file(weights_file)
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        if group["weights"] is not None and ("mlp" in name or "re:.*self_attn.*" not in ignore):
+            tensors[name] = tensors[name].to(torch.int8)
+            tensors[name.replace(".weight", ".weight_scale")] = torch.ones(tensors[name].shape[0], 1).bfloat16()
+    heads = model.layers[0].attention.num_kv_heads
+    for shape in ((), (1,), (heads, 1, 1)):
+        scales = {f"model.layers.0.self_attn.{name}_scale": torch.ones(shape) for name in ("k", "v")}
+        save_file(tensors | scales, weights_file)
+        assert load_base(directory).model.num_layers == model.num_layers
+    save_file(tensors | {"model.layers.0.self_attn.k_scale": torch.ones(heads + 1)}, weights_file)
+    problem = refused(CheckpointError, lambda: load_base(directory))
+    assert f"self_attn.k_scale: found shape [{heads + 1}], expected [1] by config.json" in problem
+
+
+def bare_copy(directory: Path, file: Path) -> Path:
+    """Copy a config to a directory without weights; return its file."""
+    return bare(directory, json.loads(file.read_text()))
+
+
 def linear(suffixes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"model.layers.0.self_attn.q_proj.{suffix}": tensor for suffix, tensor in suffixes.items()}
 

@@ -38,6 +38,25 @@ def run(*arguments: object) -> str:
     return result.output
 
 
+@pytest.mark.parametrize(("kv_heads", "shares"), [(8, [{(4, 4)}]), (12, [{(8, 4)}, {(4, 8)}]), (4, [{(4,)}])])
+def test_devices_have_kv_heads_whose_columns_are_whole_groups(
+    kv_heads: int, shares: list[set[tuple[int, ...]]], tmp_path: Path
+) -> None:
+    """A KV head has 72 columns of o, and a group 32: both end after 4 heads. Slow devices divide what they can."""
+    sizes = {"num_attention_heads": kv_heads, "num_key_value_heads": kv_heads, "head_dim": 72, "num_hidden_layers": 1}
+    sizes |= {"hidden_size": 192}
+    coded, _ = quantized(saved(tmp_path / "base", **(SIZES | sizes)), tmp_path, "gptq")
+    slow = [device | {"bandwidth": "10 MB/s"} for device in DEVICES]
+    (tmp_path / "inventory.yaml").write_text(json.dumps({"hosts": [HOSTS["hosts"][0] | {"devices": slow}]}))
+    directory = tmp_path / "plan"
+    output = run(
+        "build", "--gpus", tmp_path / "inventory.yaml", "--model", coded, "--context", "64", "--out", directory
+    )
+    assert "divide attention in multiples of 4 KV heads" in output
+    assert "clean" in run("check", directory)
+    assert {run.kv_heads for stage in codec.load(directory).stages for run in stage.runs} in shares
+
+
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "mxfp4"])
 def test_a_plan_is_solved_again_from_its_config_and_compiled_once(method: str, tmp_path: Path) -> None:
     """The config says float32; scales are float16 or bfloat16, which the headers tell alone, and then the plan."""

@@ -281,6 +281,10 @@ def test_a_layer_of_autoround_may_be_symmetric_or_not(packing: str) -> None:
         (compressed(ignore=["re:["]), r"ignore: found '\[', expected a regular expression"),
         (compressed(quantization_status="initialized"), r"quantization_status"),
         (compressed(unknown=1), r"unknown: unknown key"),
+        (compressed(group={"targets": ["Linear", "Embedding"]}), r"targets: found 'Embedding', expected layers"),
+        (compressed(format="dense"), r"group_0\.format: found 'dense', expected 'pack-quantized'"),
+        (GPTQ | {"adapter": {"name": "lora", "rank": 32}}, r"adapter: found .*, expected null: a LoRA beside codes"),
+        (AUTOROUND | {"adapter": {"name": "lora"}}, r"adapter: found"),
     ],
 )  # fmt: skip
 def test_refused(config: Any, problem: str) -> None:
@@ -334,6 +338,20 @@ def test_settings_that_name_no_layer_are_refused(settings: Any, tmp_path: Path) 
     config = config_of("llama").to_dict() | {"quantization_config": settings}
     with pytest.raises(ConfigError, match=r"config\.json: found settings of a quantizer that name no linear layer of"):
         load_base(bare(tmp_path, config))
+
+
+def test_groups_of_activations_alone_leave_weights_plain() -> None:
+    """As llm-compressor writes them of attention, or of a KV cache in fewer bits."""
+    of_attention = {"targets": ["re:.*self_attn.*"], "weights": None, "input_activations": WEIGHTS | {"num_bits": 8}}
+    groups = compressed()["config_groups"] | {"group_1": of_attention}
+    recipe = read(compressed(config_groups=groups))
+    assert code(recipe, "model.layers.0.self_attn.q_proj") is None
+    assert code(recipe, UP) == "int4"
+    for config in (
+        compressed(config_groups={"group_0": of_attention}),
+        compressed(config_groups={}, format="dense", kv_cache_scheme=WEIGHTS | {"num_bits": 8, "type": "float"}),
+    ):
+        assert read_recipe(config, "config.json") is None
 
 
 @pytest.mark.parametrize("config", [AWQ, GPTQ | {"lm_head": True}])
