@@ -105,7 +105,7 @@ def _score_keys(kept: Any, a: Any, keys: Any, queries: Any, count: Any, scores: 
             out = scores + item * own + 4 * column
             _score(kept, a, first, few, queries + item * query, some, out, own)
             if in_codes(kept):
-                multiply_scales(out, own, some, first + scale_offset(a.head_dim), a.row_stride, few)
+                multiply_scales(kept, out, own, some, first + scale_offset(a.head_dim), a.row_stride, few)
             item += some
         column += few
 

@@ -13,7 +13,7 @@ from numba.core import types
 
 from plans.dtypes import KV_SCALE_BYTES
 from runtime.model.kernels.arguments import FEW_ITEMS, ITEMS, LINE_FLOATS, MANY_COLUMNS
-from runtime.model.kernels.elements import LINE_BYTES, floats, in_codes, itemsize
+from runtime.model.kernels.elements import CODE_UNIT, LINE_BYTES, F, floats, in_codes, in_float8, itemsize
 from runtime.model.kernels.subroutines import subroutine
 
 
@@ -65,8 +65,11 @@ def cached_bytes(kept: Any, head_dim: Any) -> Any:
 
 
 @subroutine()
-def multiply_scales(factors: Any, stride: Any, count: Any, scales: Any, scales_stride: Any, rows: Any) -> None:
+def multiply_scales(
+    kept: Any, factors: Any, stride: Any, count: Any, scales: Any, scales_stride: Any, rows: Any
+) -> None:  # fmt: skip
     """Multiply scores or weights of some rows, of ``count`` items, with the scales of these rows."""
+    unit = F(CODE_UNIT) if in_float8(kept) else F(1)
     for item in range(count):
         for number in range(rows):
-            floats(factors + item * stride)[number] *= floats(scales + number * scales_stride)[0]
+            floats(factors + item * stride)[number] *= unit * floats(scales + number * scales_stride)[0]

@@ -62,7 +62,7 @@ def _add_values(
     for row in range(first, last, VALUE_ROWS):
         rows, place, factors = min(VALUE_ROWS, last - row), values + row * a.row_stride, weights + 4 * row
         if in_codes(kept):
-            multiply_scales(factors, own, count, place + scale_offset(a.head_dim), a.row_stride, rows)
+            multiply_scales(kept, factors, own, count, place + scale_offset(a.head_dim), a.row_stride, rows)
         _add_block(kept, a, factors, place, a.row_stride, sums, count, rows, whole)
         if rest:
             copies = padded_values()

@@ -58,13 +58,15 @@ CODE = types.int8
 """The element type of a KV cache in codes of int8."""
 FLOAT8 = types.uint8
 """The element type of a KV cache in codes of float8_e4m3fn."""
+CODE_UNIT = 256.0
+"""Factor of codes of FLOAT8 when they are widened: scales are multiplied with it instead, exactly."""
 
 
 # ---- LLVM builders, used by intrinsics here and by the inner loops ----
 
 
 def widened(builder: ir.IRBuilder, value: Any, element: types.Type) -> Any:
-    """Convert an element or a code, or a vector of them, to float32; float64 stays."""
+    """Convert an element or a code, or a vector of them, to float32; float64 stays. Codes of FLOAT8: over CODE_UNIT."""
 
     def like(scalar: ir.Type) -> ir.Type:
         return ir.VectorType(scalar, value.type.count) if isinstance(value.type, ir.VectorType) else scalar
@@ -111,16 +113,14 @@ def _constant(kind: ir.Type, number: float) -> Any:
 
 
 def _from_float8(builder: ir.IRBuilder, value: Any, like: Any) -> Any:
-    """Convert float8_e4m3fn to float32, by way of float16, whose exponents are 8 more with the same bits.
+    """Convert float8_e4m3fn to float32, over CODE_UNIT: float16 has exponents that are 8 more with the same bits.
 
-    Bits of which all but the sign are set are the NaN: one more in the lowest carries to the exponent's highest.
+    A cache has no code that is NaN: of a head with a NaN the scale is (``kv_codes``).
     """
     words = like(I16)
     moved = builder.shl(builder.sext(value, words), _constant(words, 7))
-    bits = builder.and_(moved, _constant(words, 0xBFFF))
-    carry = builder.and_(builder.add(bits, _constant(words, 0x80)), _constant(words, 0x4000))
-    half = builder.bitcast(builder.or_(bits, carry), like(ir.HalfType()))
-    return builder.fmul(builder.fpext(half, like(F32)), _constant(like(F32), 256.0))
+    half = builder.bitcast(builder.and_(moved, _constant(words, 0xBFFF)), like(ir.HalfType()))
+    return builder.fpext(half, like(F32))
 
 
 def _to_float8(builder: ir.IRBuilder, value: Any, like: Any) -> Any:
