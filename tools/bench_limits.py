@@ -364,6 +364,7 @@ def scaled(problem: Problem, *, nbytes: int = 1, ns: int = 1) -> Problem:
         tail=block(problem.tail) if problem.tail else None,
         message_ns=tuple(ns * time_ns for time_ns in problem.message_ns),
         awake_ns=tuple(None if own is None else ns * own for own in problem.awake_ns),
+        waits_ns=tuple(tuple(ns * own for own in waits_ns) for waits_ns in problem.waits_ns),
         network_message_ns=ns * problem.network_message_ns,
     )
 

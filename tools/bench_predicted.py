@@ -49,6 +49,8 @@ TOLERANCE = 0.15
 KV_ROWS = 256
 """Positions of the context and nodes of the tree: a whole number of blocks, as whose rows attention is counted."""
 NEW_TOKENS = 24
+REPEATS = ("--repeats", "12")
+"""Of some five steps with a tree each, so that the fastest tenth is several steps."""
 MEMORY_STEPS = 24
 """Memory of a device is raised by a tenth at most so often until a plan is found."""
 LONGEST_S = 600
@@ -84,7 +86,17 @@ class Timed:
         # positions near the context, whose attention is what is predicted
         tokens = {"--prompt-tokens": self.plan.options.context - NEW_TOKENS, "--max-new-tokens": NEW_TOKENS}
         lengths = [str(word) for option in tokens.items() for word in option]
-        command = [sys.executable, "-m", "runtime", "bench", str(self.directory), "--json", "--quiet", *lengths]
+        command = [
+            sys.executable,
+            "-m",
+            "runtime",
+            "bench",
+            str(self.directory),
+            "--json",
+            "--quiet",
+            *REPEATS,
+            *lengths,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S, check=False)
         if done.returncode:
             sys.exit(f"{self.title}: {done.stderr.strip()}")

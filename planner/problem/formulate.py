@@ -150,7 +150,7 @@ class Formulation:
         refuse_axis(self.options, self.searched, [layers.attention for layers in self._shares.kinds])
         devices, chain = self.searched.devices, self._chain
         tables = self._shares, self._links, self._quanta
-        message_bytes = step.message_bytes(self.options)
+        message_bytes, walks = step.message_bytes(self.options), self.options.tree is not None
         gpus = (index for index, device in enumerate(devices) if device.kind == "cuda")
         return Problem(
             devices=tuple(device.id for device in devices),
@@ -167,6 +167,7 @@ class Formulation:
             tail=None,
             message_ns=tuple(self._links.round_ns(members, message_bytes) for members in self._fabric.of_host),
             awake_ns=tuple(self._links.awake_ns(members, message_bytes) for members in self._fabric.of_host),
+            waits_ns=tuple(self._links.waits_ns(members, walks=walks) for members in self._fabric.of_host),
             network_message_ns=self._links.network_ns(message_bytes),
             goal=GOALS[self.options.strategy],
             most_devices=self.options.max_devices,

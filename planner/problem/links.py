@@ -10,7 +10,7 @@ from functools import cache, cached_property
 
 from planner.costs.fixed_work import CAPTURED
 from planner.costs.roofline import Tier, all_reduce_ns, broadcast_ns, gather_ns, message_ns
-from planner.costs.topology import Fabric
+from planner.costs.topology import Fabric, together
 from planner.costs.work import Pass, Work, exchange_ns
 from planner.problem.device_sets import DeviceSet
 from planner.problem.machine import Look, look_of
@@ -104,6 +104,24 @@ class Links:
         if link is None or link.awake_ns is None:
             return None
         return message_ns(link, message_bytes, awake=True)
+
+    def waits_ns(self, members: Sequence[int], *, walks: bool) -> tuple[int, ...]:
+        """Return by how much later the last of 1, 2, ... of the CPUs of a host has a step message for which some sleep.
+
+        All have it at once, and each that has it first does the host's work of the step, which is ``table`` and, where
+        the step ``walks`` a tree, ``tree``: of more processes than cores the last one waits for a core as much longer
+        as the work of so many takes more than that of two. None where who is awake makes no difference.
+        """
+        link, devices = self.fabric.inner_link(members, 0), [self.devices[member] for member in members]
+        if link is None or link.awake_ns is None or any(device.kind != "cpu" for device in devices):
+            return ()
+        unlike = {look_of(device): device for device in devices}.values()
+
+        def host_ns(count: int) -> int:
+            own = [together(device, count) for device in unlike]
+            return max(cpu_times.table_ns(device) + walks * cpu_times.tree_ns(device) for device in own)
+
+        return tuple(max(0, host_ns(count) - host_ns(2)) if count > 2 else 0 for count in range(1, len(members) + 1))
 
     def all_reduce_ns(self, members: Sequence[int], message_bytes: int) -> int:
         """Return the time of a sum over a group."""

@@ -221,7 +221,9 @@ class _Placed:
             if awake_ns is None:
                 inside += round_ns * rounds(counts[host])
             else:
-                inside += (awake_ns if awake else round_ns) * several
+                waits_ns = self.links.waits_ns(members, walks=self.shares.options.tree is not None)
+                asleep_ns = round_ns + waits_ns[counts[host] - 1] if waits_ns else round_ns
+                inside += (awake_ns if awake else asleep_ns) * several
         return inside + (len(used) - 1) * self.links.network_ns(message)
 
 

@@ -213,6 +213,8 @@ def _messages(problem: Problem, answer: Answer) -> int:
     awake = set(used) <= set(blocks[-1].devices)
     per_host = [sum(device in used for device in devices) for devices in problem.hosts]
     inside = 0
-    for count, ns, awake_ns in zip(per_host, problem.message_ns, problem.awake_ns, strict=True):
-        inside += ns * rounds(count) if awake_ns is None else (awake_ns if awake else ns) * (count > 1)
+    hosts = zip(per_host, problem.message_ns, problem.awake_ns, problem.waits_ns, strict=True)
+    for count, ns, awake_ns, waits_ns in hosts:
+        asleep_ns = ns + waits_ns[count - 1] if waits_ns and count else ns
+        inside += ns * rounds(count) if awake_ns is None else (awake_ns if awake else asleep_ns) * (count > 1)
     return inside + problem.network_message_ns * (sum(count > 0 for count in per_host) - 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from planner.integers import rounds
 from planner.solver.blocks import FIRST, LAST, TAIL, Blocks
@@ -89,7 +90,7 @@ def add_use(builder: Builder, problem: Problem, stages: Stages, blocks: Blocks) 
 
     There the devices that know it double with each round: round r is needed by more than 2^(r - 1) devices in use.
     Where devices that are awake are told faster, all have the message at once: there is one round, for those that sleep
-    a longer one.
+    a longer one, the longer the more they are.
     """
     model = builder.model
     used = tuple(builder.flag(f"used{d}") for d in range(len(problem.devices)))
@@ -115,10 +116,21 @@ def add_use(builder: Builder, problem: Problem, stages: Stages, blocks: Blocks) 
             roused = builder.flag(f"roused{host}")  # several devices of the host are told, who sleep
             model.add(roused >= needed + asleep - 1)
             time_ns += awake_ns * needed, (problem.message_ns[host] - awake_ns) * roused
+        if asleep is not None and awake_ns is not None:
+            time_ns += _waiting(builder, problem.waits_ns[host], [used[d] for d in devices], asleep)
         for device in devices:
             model.add_implication(used[device], reached[host])
     time_ns.append(problem.network_message_ns * (sum(reached) - 1))
     return Use(used=used, time_ns=tuple(time_ns))
+
+
+def _waiting(builder: Builder, waits_ns: Sequence[int], used: Sequence[Bool], asleep: Bool) -> Iterator[Linear]:
+    """Yield by how much later the devices in use of a host are told, of which some sleep, with each one more."""
+    for count, (before, ns) in enumerate(pairwise(waits_ns), 1):
+        if ns > before:
+            crowded = builder.flag("crowded")  # more than ``count`` devices of the host are told, and some sleep
+            builder.model.add(sum(used) <= count + (len(used) - count) * (crowded + 1 - asleep))
+            yield (ns - before) * crowded
 
 
 def _asleep(builder: Builder, used: Sequence[Bool], blocks: Blocks) -> Bool:

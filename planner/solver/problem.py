@@ -180,6 +180,9 @@ class Problem:
     """By host: the time of telling its devices in use, if there are several. It counts where all devices in use are on
     the last link of the chain, and so awake; elsewhere some sleep, and one ``message_ns``, no less, tells all of them.
     None: they are told in rounds."""
+    waits_ns: tuple[tuple[int, ...], ...]
+    """By host: by how much later the last of 1, 2, ... devices in use has the message where some sleep, and is told at
+    once: who was woken before has the core. Rising, from 0; none: no later, however many."""
     network_message_ns: int
     """Time of telling each host in use but the first."""
     goal: Goal

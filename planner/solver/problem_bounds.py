@@ -95,5 +95,6 @@ def timeless(problem: Problem) -> Problem:
         tail=without_time(problem.tail) if problem.tail else None,
         message_ns=(0,) * len(problem.hosts),
         awake_ns=(None,) * len(problem.hosts),
+        waits_ns=((),) * len(problem.hosts),
         network_message_ns=0,
     )

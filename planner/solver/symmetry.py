@@ -85,7 +85,9 @@ def moved(target: Group | Option, to: Sequence[int]) -> bool:
 
 def _exchangeable(problem: Problem, one: int, other: int) -> bool:
     here, there = problem.hosts[one], problem.hosts[other]
-    if len(here) != len(there) or any(ns[one] != ns[other] for ns in (problem.message_ns, problem.awake_ns)):
+    if len(here) != len(there) or any(
+        ns[one] != ns[other] for ns in (problem.message_ns, problem.awake_ns, problem.waits_ns)
+    ):
         return False
     to = exchanged(problem, one, other)
     figures = [problem.capacity_bytes, *(kind.unit_ps for kind in problem.kinds)]

@@ -88,8 +88,10 @@ def messages_ns(problem: Problem, used: Iterable[int], *, awake: bool) -> int:
     inside = sum(
         ns * sum(count > known for known in (1, 2, 4, 8))
         if awake_ns is None
-        else (awake_ns if awake else ns) * (count > 1)
-        for ns, awake_ns, count in zip(problem.message_ns, problem.awake_ns, counts, strict=True)
+        else (awake_ns if awake else ns + (waits_ns[count - 1] if waits_ns else 0)) * (count > 1)
+        for ns, awake_ns, waits_ns, count in zip(
+            problem.message_ns, problem.awake_ns, problem.waits_ns, counts, strict=True
+        )
     )
     return inside + (len([count for count in counts if count]) - 1) * problem.network_message_ns
 

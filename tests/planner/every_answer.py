@@ -215,8 +215,11 @@ def _messages_ns(problem: Problem, answer: Answer) -> int:
     used |= {device for option in _options(problem, answer) for device in option.devices}
     in_use = [len(used.intersection(host)) for host in problem.hosts]
     inside, end = 0, set(_options(problem, answer)[-1].devices)
-    for count, ns, awake_ns in zip(in_use, problem.message_ns, problem.awake_ns, strict=True):
+    for count, ns, awake_ns, waits_ns in zip(
+        in_use, problem.message_ns, problem.awake_ns, problem.waits_ns, strict=True
+    ):
         if count > 1:
-            told_ns = ns if awake_ns is None or not used.issubset(end) else awake_ns
+            asleep_ns = ns + sum(waits_ns[count - 1 : count])
+            told_ns = asleep_ns if awake_ns is None or not used.issubset(end) else awake_ns
             inside += ns * math.ceil(math.log2(count)) if awake_ns is None else told_ns
     return inside + problem.network_message_ns * (sum(count > 0 for count in in_use) - 1)

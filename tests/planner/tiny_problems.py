@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import combinations
+from itertools import accumulate, combinations
 from typing import Literal
 
 from planner.solver.minimise import Settings
@@ -96,6 +96,7 @@ class _Tiny:
             tail=tail,
             message_ns=tuple(rng.randint(0, 9) if len(host) > 1 else 0 for host in self.hosts),
             awake_ns=(None,) * len(self.hosts),
+            waits_ns=((),) * len(self.hosts),
             network_message_ns=rng.randint(0, 9) if len(self.hosts) > 1 else 0,
             goal=goal,
             most_devices=None,
@@ -108,7 +109,13 @@ class _Tiny:
             changes["counts"] = self._counts(problem)
         if rng.random() < 0.4:
             changes["awake_ns"] = tuple(rng.choice((None, rng.randint(0, ns))) for ns in problem.message_ns)
+            changes["waits_ns"] = tuple(map(self._waits, self.hosts))
         return replace(problem, **changes)  # type: ignore[arg-type]
+
+    def _waits(self, host: tuple[int, ...]) -> tuple[int, ...]:
+        """Draw by how much later the last of so many devices of a host is told."""
+        more = [0, *(self.rng.choice((0, self.rng.randint(1, 9))) for _ in host[1:])]
+        return self.rng.choice(((), tuple(accumulate(more))))
 
     def _mixed(self) -> tuple[tuple[int, int], ...]:
         return self.rng.choice((((0, 1), (1, 1), (0, 1)), ((0, 2), (1, 2)), ((1, 1), (0, 1), (1, 1), (0, 1))))

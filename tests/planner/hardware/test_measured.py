@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from planner.api import measuring
 from planner.cli import main
 from planner.costs.roofline import Tier, all_reduce_ns, share_ns, share_ps
-from planner.costs.topology import Fabric
+from planner.costs.topology import Fabric, together
 from planner.demo_model import BASE, write_shorter
 from planner.efficiency import BANDWIDTH_EFFICIENCY, FLOPS_EFFICIENCY, nominal
 from planner.errors import DetectionError, InputError, InventoryError
@@ -26,7 +26,9 @@ from planner.families import load_base
 from planner.hardware.inventory import parse_inventory
 from planner.hardware.inventory_text import dump_inventory
 from planner.hardware.measured import Figure, device_data, link_of, rate_of, rates_of, time_of
+from planner.problem.links import Links
 from planner.problem.placed import draft_ns, parts_ns
+from plans import cpu_times
 from plans.schema import DType
 from plans.strict_yaml import dump_yaml, load_yaml
 
@@ -159,6 +161,24 @@ def test_samples_become_the_figures_of_a_link() -> None:
     assert link.bandwidth is not None
     assert link.bandwidth.value == pytest.approx(2 * 2 * 90_000 * 10**9 // (3 * 60_000), rel=1e-3)
     assert link_of(SAMPLES | {"sums": []}) is None
+
+
+def test_the_last_of_many_who_sleep_waits_for_a_core(measured: Any) -> None:
+    inventory = parse_inventory(measured, "f").at("float32")
+    devices = tuple(replace(device, host="a") for device in inventory.devices)
+    host = replace(inventory.hosts[0], link=inventory.network)
+    one_host = replace(inventory, hosts=(host,), devices=devices, network=None)
+    links = Links(fabric=Fabric(inventory=one_host))
+    two, three = (together(devices[0], count) for count in (2, 3))
+    more_ns = cpu_times.table_ns(three) - cpu_times.table_ns(two)
+    assert more_ns > 0
+    assert links.waits_ns((0, 1, 2), walks=False) == (0, 0, more_ns)
+    more_ns += cpu_times.tree_ns(three) - cpu_times.tree_ns(two)
+    assert links.waits_ns((0, 1, 2), walks=True) == (0, 0, more_ns)
+    assert inventory.network is not None
+    alike = replace(host, link=replace(inventory.network, awake_ns=None))
+    links = Links(fabric=Fabric(inventory=replace(one_host, hosts=(alike,))))
+    assert links.waits_ns((0, 1, 2), walks=False) == ()
 
 
 def test_a_message_to_who_is_awake_takes_what_the_step_message_of_two_took(measured: Any) -> None:

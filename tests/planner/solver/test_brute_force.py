@@ -70,6 +70,7 @@ BY_HAND = Problem(
     tail=None,
     message_ns=(1000,),
     awake_ns=(None,),
+    waits_ns=((),),
     network_message_ns=0,
     goal="time",
     most_devices=None,

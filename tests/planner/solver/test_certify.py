@@ -104,6 +104,7 @@ PROBLEM = Problem(
     ),
     message_ns=(29, 31),
     awake_ns=(None, None),
+    waits_ns=((), ()),
     network_message_ns=37,
     goal="time",
     most_devices=None,

@@ -60,6 +60,7 @@ def with_slow_host(problem: Problem, capacity_bytes: int) -> Problem:
         tail=more(problem.tail) if problem.tail else None,
         message_ns=(*problem.message_ns, 0),
         awake_ns=(*problem.awake_ns, None),
+        waits_ns=(*problem.waits_ns, ()),
         network_message_ns=problem.network_message_ns if len(problem.hosts) > 1 else 9,
     )
 

@@ -31,6 +31,7 @@ def scattered(problem: Problem) -> Problem:
         alike=tuple(range(count)),
         message_ns=(0,) * count,
         awake_ns=(None,) * count,
+        waits_ns=((),) * count,
         groups=tuple(replace(g, site=count + n if len(g.devices) > 1 else g.devices[0]) for n, g in groups),
         first=moved(problem.first),
         last=moved(problem.last),
