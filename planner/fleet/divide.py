@@ -18,7 +18,8 @@ A template whose plan is not proven within the solver's limit keeps its bound. W
 answer bounds all divisions, and the search goes on without such templates. What it then ends with is the best where
 they are no faster than the speed at which a division that has them would be as good, which is asked of each: to exclude
 all that is faster is often easier than to find the best. Once a template was not proven, that is asked of every other
-one before it is solved, by the best division so far: where one is too hard its like are, and few of them matter.
+one before it is solved, by the best division so far: where one is too hard its like are, and few of them matter. Before
+it is asked of those that were not proven, the others beside them in the division that bounds all are solved.
 """
 
 from collections import Counter
@@ -109,6 +110,9 @@ class Search:
 
     def _bound(self, speed: int, load: Load, settings: Settings) -> int:
         """Return a speed that no division exceeds, where the best one of proven templates has ``speed``."""
+        while beside := self._beside(speed, load, settings):
+            for template in beside:
+                self._settle(template)
         for template, enough in sorted(
             self._as_good(speed, self.speeds, self.unproven, load, settings).items(), key=lambda own: _order(own[0])
         ):
@@ -116,6 +120,17 @@ class Search:
                 self.unproven[template] = enough
         answer = self._divided(self.speeds | self.unproven, load, settings)
         return speed if answer is None else max(speed, answer.speed)
+
+    def _beside(self, speed: int, load: Load, settings: Settings) -> list[Template]:
+        """Return what is neither solved nor unproven in the best division by all bounds; none where it is no better.
+
+        The lower their bounds are, the more is left for the templates beside them that were not proven.
+        """
+        known = self.speeds | self.unproven
+        answer = self._divided(known, load, settings)
+        if answer is None or answer.speed <= speed:
+            return []
+        return [t for t in self._used(known, answer) if t not in self.solved and t not in self.unproven]
 
     def _as_good(
         self,
@@ -125,7 +140,7 @@ class Search:
         load: Load,
         settings: Settings,
     ) -> dict[Template, int]:
-        """Return lower speeds than the bounds, with which no division is faster than ``speed``.
+        """Return speeds no higher than the bounds, with which no division is faster than ``speed``.
 
         By Newton's method: the speed of the best division is convex and rises with each of them.
         """
@@ -137,17 +152,16 @@ class Search:
                 if own.template in known:
                     used[own.template] += sequences
             for template in +used:
-                known[template] -= ceil_div(answer.speed - speed, used.total())
+                known[template] = max(0, known[template] - ceil_div(answer.speed - speed, used.total()))
         return known
 
     def _best_proven(self, load: Load, settings: Settings) -> Division | None:
         ties, bound = False, None
         while True:
-            running = self._listed(self.speeds)
             answer = self._divided(self.speeds, load, settings, ties=ties)
             if answer is None:
                 return None
-            used = [own.template for own, replicas in zip(running, answer.replicas, strict=True) if replicas]
+            used = self._used(self.speeds, answer)
             if self.unproven.keys() & set(used):
                 bound = answer.speed if bound is None else bound
                 for template in self.unproven:
@@ -155,14 +169,15 @@ class Search:
                 continue
             unsolved = [template for template in used if template not in self.solved]
             if not unsolved and ties:
-                return Division(answer=answer, running=tuple(running), bound=max(answer.speed, bound or 0))
+                running = tuple(self._listed(self.speeds))
+                return Division(answer=answer, running=running, bound=max(answer.speed, bound or 0))
             ties = not unsolved
             enough = self._enough(load, settings) if unsolved and self.unproven else {}
             for template in unsolved:
                 if template not in self.speeds:  # another one may have told that it does not fit
                     continue
-                own = enough.get(template, self.speeds[template])
-                if own < self.speeds[template] and self.is_slower(template, own):
+                own = max(0, enough.get(template, self.speeds[template]) - 1)
+                if template in enough and self.is_slower(template, own):
                     self.speeds[template] = own
                 else:
                     self._settle(template)
@@ -170,7 +185,8 @@ class Search:
     def _enough(self, load: Load, settings: Settings) -> dict[Template, int]:
         """Return speeds of all that is not solved with which no division is faster than the best of what is solved.
 
-        Empty where that is none.
+        With less, divisions that have them are slower, so that none of them is solved to break a tie. Empty where
+        nothing solved makes a division.
         """
         solved = {template: speed for template, speed in self.speeds.items() if template in self.solved}
         best = self._divided(solved, load, settings)
@@ -205,6 +221,11 @@ class Search:
         for own, equal in groupby(enumerate(known, fewest), key=lambda entry: entry[1]):
             numbers = [number for number, _ in equal]
             yield Running(template=template, fewest=numbers[0], most=numbers[-1], speed=own)
+
+    def _used(self, speeds: Mapping[Template, int], answer: Answer) -> list[Template]:
+        """Return the templates of a division by these speeds, once for each of its numbers of running sequences."""
+        running = self._listed(speeds)
+        return [own.template for own, replicas in zip(running, answer.replicas, strict=True) if replicas]
 
     def _choices(self, speeds: Mapping[Template, int]) -> list[Choice]:
         """Return these templates as choices of the master problem."""

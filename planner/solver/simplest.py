@@ -130,7 +130,7 @@ def fewest_runs(progress: Progress, near: Near, fastest: Model | None) -> tuple[
         most = max(most + 1, splits)
     near = replace(near, runs_bound=bound)
     if fastest is not None:
-        return replace(near, known=chosen(fastest)), fastest.value(fastest.step_ns)
+        return replace(near, known=lambda: chosen(fastest)), fastest.value(fastest.step_ns)
     model = near.model()
     return near, progress.minimise(model, model.step_ns, what="step time").value
 

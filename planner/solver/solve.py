@@ -281,7 +281,7 @@ def _near(step: LeastStep, keep: Keep | None) -> tuple[Near, int]:
             is_proven = step.bound_ns == step.least_ns == model.value(model.step_ns)
             return fewest_runs(progress, near, model if is_proven and in_use == fewest else None)
     if not ppm and keep is None:
-        return near, step.least_ns
+        return replace(near, known=lambda: chosen(_same_fastest(step.space, progress, step.model))), step.least_ns
     fastest = near.model()
     fastest_ns = progress.minimise(fastest, fastest.step_ns, what="step time").value
     return replace(near, least_ns=fastest_ns), fastest_ns

@@ -46,8 +46,8 @@ class Near:
     """None has fewer devices in use."""
     runs_bound: int = 1
     """None has fewer runs of layers."""
-    known: Restriction | None = None
-    """Groups and choices of an answer that is known, for where a search within its budget finds none."""
+    known: Callable[[], Restriction] | None = None
+    """Returns groups and choices of a fastest answer that is known, for where a search within its budget finds none."""
 
     def model(self, restriction: Restriction | None = None) -> Model:
         """Return the model of these answers; ``restriction``: of those that use only its groups and choices."""
@@ -92,7 +92,7 @@ def settle_ties(progress: Progress, near: Near) -> tuple[Answer, int]:
         _, least_free, step_ns = minimise_in_order(progress, model, ranged, what="tie", budget=near.tie_limit)
     except NotProvenError:  # nothing was found: any answer is as fast
         if near.known is not None:
-            return settle_ties(progress, replace(near, restriction=near.known, known=None))
+            return settle_ties(progress, replace(near, restriction=near.known(), known=None))
         least_free, step_ns = 0, progress.minimise(model, model.step_ns, what="any answer", mode=FIND_SAME).value
     minimise_in_order(progress, model, structure(model), what="order", budget=limits.TIE_LIMIT)
     small = near.model(chosen(model))

@@ -9,9 +9,13 @@ import pytest
 from planner.families import BaseInput, DraftInput, load_base, load_draft
 from planner.formulations import Formulations
 from planner.request import Wanted, resolve
+from planner.solver import solve as solver
 from planner.solver.minimise import Settings
 from planner.solver.problem import Answer, Block, Group, Option, Problem, Receive, Split
+from planner.solver.restriction import Restriction
+from planner.solver.search import Progress
 from planner.solver.solve import solve
+from planner.solver.ties import Near, settle_ties
 from tests.planner.instances import ROOT, host, inventory_of
 from tests.planner.tiny_problems import tiny_answer, tiny_problem
 
@@ -162,3 +166,25 @@ def test_a_processor_that_is_not_used_takes_no_memory_of_gpus() -> None:
     of_cpu = beside[0].devices.index("cpu")
     assert head.read_bytes[of_cpu] > max(head.read_bytes[:of_cpu] + head.read_bytes[of_cpu + 1 :])
     assert set(head.read_bytes) - {head.read_bytes[of_cpu]} == set(alone[0].last.axes[0].read_bytes)
+
+
+def test_where_breaking_ties_finds_nothing_it_is_sought_among_the_groups_of_the_fastest_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = tiny_problem(0)
+    expected = solve(problem, Settings())
+    assert expected is not None
+    known: list[Restriction] = []
+
+    def settled(progress: Progress, near: Near) -> tuple[Answer, int]:
+        assert near.known is not None
+        known.append(near.known())
+        return settle_ties(progress, dataclasses.replace(near, tie_limit=0.0))
+
+    monkeypatch.setattr(solver, "settle_ties", settled)
+    for workers in (1, 2):
+        solved = solve(problem, Settings(workers=workers))
+        assert solved is not None
+        assert solved.objective_ns == expected.objective_ns
+        assert {stage.group for stage in solved.answer.stages} <= set(known[-1].groups)
+    assert known[0] == known[1]
