@@ -143,9 +143,9 @@ def counters(device: torch.device) -> Tensor:
 
 def widens(dtype: torch.dtype, rows: int = 0) -> bool:
     """Return True where products do not read their input as it is: halves that the processor does not multiply become
-    float32, and those of which it multiplies tiles are packed, as are many ``rows`` of float32 for panels."""
-    if multiplies_panels(dtype):
-        return rows >= MANY_ROWS
+    float32, and those of which it multiplies tiles are packed, as are many ``rows`` for panels."""
+    if multiplies_panels(dtype) and rows >= MANY_ROWS:
+        return True
     return dtype.itemsize < 4 and (multiplies_tiles(dtype) or not multiplies_pairs(dtype))
 
 

@@ -12,7 +12,7 @@ one step of a layer, and all threads of libgomp's team (the threads that torch h
     multiply      how many rows of x and of a weight are multiplied at once, by the number of vector registers
     tiles         intrinsics of AMX: tiles of the processor
     multiply_tiles  products of bfloat16 by AMX
-    multiply_panels  products of many rows of float32 by AVX-512
+    multiply_panels  products of many rows by vectors of float32, of AVX-512 or AVX2
     rowwise       RMS norm, gated activation
     logits        highest logits, top-k with log-softmax
     attention     rotary embedding, write to the KV cache, attention

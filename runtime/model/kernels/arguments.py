@@ -5,6 +5,8 @@ An argument is an int64: an address, a stride in bytes, or a count. A matrix is 
 
 from typing import NamedTuple
 
+from runtime.model.kernels.processor import lanes
+
 EPSILON_UNIT = 2.0**-60
 """Unit of a norm's epsilon, which a kernel takes as a whole number."""
 CODES = ("int4", "int8", "float8_e4m3fn", "float4_e2m1")
@@ -13,7 +15,7 @@ SCALES = ("bfloat16", "float16", "float32", "float8_e8m0")
 """Dtypes of their scales."""
 CODED_ROWS = 5
 """Rows of a quantized weight for which a thread has scratch: some that are float32, and their factors."""
-MANY_ROWS, STRIP_ROWS = 144, 12
+MANY_ROWS, STRIP_ROWS = (144, 12) if lanes() == 16 else (48, 6)
 """Least rows of x that are multiplied with panels of a weight, and those that are packed together for it."""
 LEAST_STACK_BYTES = 2 << 20
 """Least stack of a thread: the panel of ``multiply_panels``, 1 MiB, and less than as much for all else."""

@@ -161,7 +161,7 @@ def tiles(element: types.Type) -> bool:
 
 def panels(element: types.Type) -> bool:
     """Return True where panels of many rows are multiplied; see ``processor.multiplies_panels``."""
-    return element == types.float32 and multiplies_panels(torch.float32)
+    return any(element == stands and multiplies_panels(dtype) for dtype, stands in ELEMENTS.items())
 
 
 def pointer(builder: ir.IRBuilder, address: Any) -> Any:

@@ -1,20 +1,21 @@
-"""Products of many rows of float32 where vectors have 32 registers: the lanes of a vector are outputs.
+"""Products of many rows by vectors of float32: the lanes of a vector are outputs.
 
 In ``inner_loops.dots`` lanes are elements of a row, which are added to each other at the end of each product: a tenth
 of the time of short rows. Here rows of the weight are transposed once for all rows of x, a panel at a time, and a value
 of x is multiplied with a whole vector of outputs. The order of summation stays that of ``dots``, whose lane j sums the
 elements j, j + LANES, j + 2 LANES, … of a row. So the lanes take turns:
 
-    panel  [turn, step, vector, LANES outputs]   element step * LANES + lane(turn) of up to 32 rows of the weight
-    strip  [turn, step, STRIP_ROWS]              the same of 12 rows of x
-    sums   [STRIP_ROWS, vector, LANES outputs]   24 registers, from 0, added for step = 0, 1, …
+    panel  [turn, step, vector, LANES outputs]   element step * LANES + lane(turn) of up to 2 * LANES rows of the weight
+    strip  [turn, step, STRIP_ROWS]              the same of 12 rows of x, of 6 with AVX2
+    sums   [STRIP_ROWS, vector, LANES outputs]   24 of 32 registers, 12 of 16, from 0, added for step = 0, 1, …
 
-The turns are those of the lanes 0, 8, 4, 12, 2, …, and the sums of each are added to those of the lane that ``dots``
-adds it to: the second to the first, both with the next two, … . x is packed once for all threads, a panel by the thread
-that has its outputs. The last strip and the last panel overlap those before them, where they are not whole.
+The turns are those of the lanes 0, 8, 4, 12, 2, … (0, 4, 2, 6, 1, …), and the sums of each are added to those of the
+lane that ``dots`` adds it to: the second to the first, both with the next two, … . x is packed once for all threads, a
+panel by the thread that has its outputs, both as float32. The last strip and the last panel overlap those before them,
+where they are not whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,14 @@ from runtime.model.kernels.elements import (
     LANES,
     LINE_BYTES,
     function,
+    itemsize,
     numbers,
     pointer,
     prefetch,
     reserved,
+    scalar_of,
     splat,
+    widened,
 )
 from runtime.model.kernels.inner_loops import finish, repeated
 from runtime.model.kernels.subroutines import by_panels, subroutine
@@ -44,50 +48,82 @@ FLOAT_BYTES = 4
 VECTOR, VECTOR_BYTES = ir.VectorType(F32, LANES), FLOAT_BYTES * LANES
 VECTORS = 2
 """Vectors of outputs of a panel."""
-PANEL_BYTES = 1 << 20
-"""Bytes of the panel that a thread has on its stack. Processors with AVX-512 have a second level of cache of 1 MiB."""
+PANEL_BYTES = LANES << 16
+"""Bytes of the panel that a thread has on its stack. Processors with AVX-512 have a second level of cache of 1 MiB,
+those with AVX2 at least 256 KiB, and a third one."""
 AHEAD_BYTES = 4096
 """Distance at which x is prefetched."""
-TURNS = tuple(int(f"{number:04b}"[::-1], 2) for number in range(16))
+TURNS = tuple(int(f"{number + LANES:b}"[:0:-1], 2) for number in range(LANES))
 """Lanes in the order of their turns."""
 TOGETHER = 4
-"""Turns of one loop, whose sums are then those of a quarter of the lanes."""
-QUARTERS = len(TURNS) // TOGETHER
+"""Turns of one loop, whose sums are then those of a quarter of 16 lanes, or of half of 8."""
+QUARTERS = LANES // TOGETHER
 UNROLLED = 4
 """Steps without a branch between them."""
 SUMS_BYTES = STRIP_ROWS * VECTORS * VECTOR_BYTES
 
 panel_floats = reserved(PANEL_BYTES // FLOAT_BYTES)
-sums_floats = reserved((QUARTERS + 2) * SUMS_BYTES // FLOAT_BYTES + LANES)
-row_addresses = reserved(2 * len(TURNS))
+sums_floats = reserved(((QUARTERS + 2) * SUMS_BYTES + LINE_BYTES) // FLOAT_BYTES)
+row_addresses = reserved(2 * LANES)
 
 
 def turn_values(count: int) -> Any:
-    """Return an intrinsic that transposes LANES rows of LANES values and stores ``count`` of each column.
+    """Return an intrinsic that transposes LANES rows of LANES elements and stores ``count`` of each column as float32.
 
-    Its arguments: address of the int64 addresses of the rows, to each of which an offset is added; the offset; address
-    of the results, whole vectors, whose values behind ``count`` the caller overwrites; their stride. The results lie
-    in the order of their turns.
+    Its arguments: the kernel's pointer; address of the int64 addresses of the rows, to each of which an offset is
+    added; the offset; address of the results, whole vectors, whose values behind ``count`` the caller overwrites; their
+    stride. The results lie in the order of their turns.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def turn(typing: Any, table: Any, offset: Any, target: Any, stride: Any) -> Any:
+    def turn(typing: Any, data: Any, table: Any, offset: Any, target: Any, stride: Any) -> Any:
+        element, nbytes = data.dtype, data.dtype.bitwidth // 8
+
         def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-            table, offset, target, stride = args
-            rows = []
-            for number in range(LANES):
+            _, table, offset, target, stride = args
+
+            def load(number: int, first: int, length: int) -> Any:
                 place = builder.load(pointer(builder, builder.add(table, I64(8 * min(number, count - 1)))), typ=I64)
-                source = pointer(builder, builder.add(place, offset))
-                rows.append(builder.load(source, typ=ir.VectorType(I32, LANES), align=FLOAT_BYTES))
-            columns = transposed(builder, rows)
+                source = pointer(builder, builder.add(builder.add(place, offset), I64(nbytes * first)))
+                values = builder.load(source, typ=ir.VectorType(scalar_of(element), length), align=nbytes)
+                return widened(builder, values, element)
+
+            columns = _columns(builder, load)
             for number, lane in enumerate(TURNS):
                 place = builder.add(target, builder.mul(stride, I64(number)))
                 builder.store(columns[lane], pointer(builder, place), align=FLOAT_BYTES)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 4), code
+        return types.void(data, *[types.int64] * 4), code
 
     return turn
+
+
+def _columns(builder: ir.IRBuilder, load: Callable[[int, int, int], Any]) -> list[Any]:
+    """Return the columns of LANES rows of LANES values; ``load``: some values of a row by its number, first, count.
+
+    Of 8 lanes: rows r and r + 4 share a vector, and are interleaved within halves of 128 bits with the next ones.
+    """
+    if LANES == 16:
+        return transposed(builder, [load(row, 0, LANES) for row in range(LANES)])
+
+    def shuffled(left: Any, right: Any, places: list[int]) -> Any:
+        return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, len(places)), places))
+
+    def interleaved(left: Any, right: Any, size: int) -> list[Any]:
+        """Interleave words, or pairs of them, of the lower and of the upper quarters of each half."""
+        parts = []
+        for first in (0, 2):
+            lower = [first, 8 + first, first + 1, 9 + first] if size == 1 else [first, first + 1, 8 + first, 9 + first]
+            parts.append(shuffled(left, right, [*lower, *(place + 4 for place in lower)]))
+        return parts
+
+    columns = []
+    for first in (0, 4):
+        a, b, c, d = (shuffled(load(row, first, 4), load(row + 4, first, 4), list(range(8))) for row in range(4))
+        for left, right in zip(interleaved(a, b, 1), interleaved(c, d, 1), strict=True):
+            columns += interleaved(left, right, 2)
+    return columns
 
 
 turn_weights, turn_rows = turn_values(LANES), turn_values(STRIP_ROWS)
@@ -125,7 +161,7 @@ def quarter(vectors: int) -> Any:
                 totals = list(totals)
                 for step in range(steps):
                     outputs = [
-                        builder.load(at(own, step * vectors + vector, VECTOR_BYTES), typ=VECTOR, align=LINE_BYTES)
+                        builder.load(at(own, step * vectors + vector, VECTOR_BYTES), typ=VECTOR, align=VECTOR_BYTES)
                         for vector in range(vectors)
                     ]
                     prefetch(builder, builder.add(of_x, I64(FLOAT_BYTES * STRIP_ROWS * step + AHEAD_BYTES)))
@@ -147,12 +183,12 @@ def quarter(vectors: int) -> Any:
             for place in ((), (0,), (), (1, 0))[turn]:
                 before = builder.add(waiting, I64(SUMS_BYTES * place))
                 totals = [
-                    _sum(builder, total, builder.load(at(before, number, VECTOR_BYTES), typ=VECTOR, align=LINE_BYTES))
+                    _sum(builder, total, builder.load(at(before, number, VECTOR_BYTES), typ=VECTOR, align=VECTOR_BYTES))
                     for number, total in enumerate(totals)
                 ]
             target = out if turn == TOGETHER - 1 else builder.add(waiting, I64(SUMS_BYTES * (turn // 2)))
             for number, total in enumerate(totals):
-                builder.store(total, at(target, number, VECTOR_BYTES), align=LINE_BYTES)
+                builder.store(total, at(target, number, VECTOR_BYTES), align=VECTOR_BYTES)
 
     @intrinsic  # type: ignore[untyped-decorator]
     def multiplied(typing: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> Any:
@@ -173,15 +209,17 @@ def total(vectors: int) -> Any:
         def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
             quarters, out = args
             for number in range(STRIP_ROWS * vectors):
-                a, b, c, d = (
+                parts = [
                     builder.load(
                         pointer(builder, builder.add(quarters, I64(SUMS_BYTES * place + VECTOR_BYTES * number))),
-                        typ=VECTOR, align=LINE_BYTES,
+                        typ=VECTOR, align=VECTOR_BYTES,
                     )
                     for place in range(QUARTERS)
-                )  # fmt: skip
-                both = _sum(builder, _sum(builder, a, b), _sum(builder, c, d))
-                builder.store(both, pointer(builder, builder.add(out, I64(VECTOR_BYTES * number))), align=LINE_BYTES)
+                ]  # fmt: skip
+                while len(parts) > 1:
+                    parts = [_sum(builder, *both) for both in zip(parts[::2], parts[1::2], strict=True)]
+                place = pointer(builder, builder.add(out, I64(VECTOR_BYTES * number)))
+                builder.store(parts[0], place, align=VECTOR_BYTES)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64), code
@@ -203,13 +241,14 @@ def sweep(vectors: int) -> Any:
     def swept(data: Any, a: Any, x: Any, x_stride: Any, first: Any, panel: Any) -> None:
         table, sums, steps = row_addresses(), _line(sums_floats()), a.inputs // LANES
         waiting = results = sums + QUARTERS * SUMS_BYTES
+        size = itemsize(data)
         panel_turn, strip_turn = _panel_turn(steps, vectors), _strip_turn(steps)
         for vector in range(vectors):
             for output in range(LANES):
                 numbers(table)[output] = a.weight + (first + vector * LANES + output) * a.weight_stride
             for step in range(steps):
                 place = panel + (step * vectors + vector) * VECTOR_BYTES
-                turn_weights(table, step * VECTOR_BYTES, place, panel_turn)
+                turn_weights(data, table, step * LANES * size, place, panel_turn)
         for start in range(0, a.rows, STRIP_ROWS):
             row, strip = min(start, a.rows - STRIP_ROWS), x + start * x_stride
             for number in range(QUARTERS):
@@ -219,8 +258,8 @@ def sweep(vectors: int) -> Any:
                     sums + number * SUMS_BYTES,
                 )  # fmt: skip
             add_quarters(sums, results)
-            added: Any = a.added + row * a.added_stride + first * FLOAT_BYTES if a.added else np.int64(0)
-            store(data, results, added, a.added_stride, a.out + row * a.out_stride + first * FLOAT_BYTES, a.out_stride)
+            added: Any = a.added + row * a.added_stride + first * size if a.added else np.int64(0)
+            store(data, results, added, a.added_stride, a.out + row * a.out_stride + first * size, a.out_stride)
 
     return swept
 
@@ -257,7 +296,7 @@ def _pack(
             numbers(table)[row] = x + (min(start, rows - STRIP_ROWS) + row) * x_stride
         for number in range(steps):
             place = out + start * out_stride + number * STRIP_ROWS * FLOAT_BYTES
-            turn_rows(table, number * VECTOR_BYTES, place, _strip_turn(steps))
+            turn_rows(data, table, number * LANES * itemsize(data), place, _strip_turn(steps))
 
 
 @subroutine(apart=True)

@@ -42,8 +42,11 @@ def multiplies_pairs(dtype: torch.dtype) -> bool:
 
 
 def multiplies_panels(dtype: torch.dtype) -> bool:
-    """Return True where many rows are multiplied with panels of a weight: float32, by the 32 registers of AVX-512."""
-    return dtype == torch.float32 and has("avx512f")
+    """Return True where many rows are multiplied with panels of a weight: float32; where vectors have 8 lanes, halves.
+
+    The latter become float32 as a panel is packed.
+    """
+    return has("avx2", "fma") and (dtype == torch.float32 or (dtype.itemsize == 2 and lanes() == 8))
 
 
 @cache

@@ -77,8 +77,8 @@ def packed(start: int, count: int, inputs: int) -> Iterator[Access]:
 
 
 def packed_rows(count: int, size: int) -> int:
-    """Return the rows of scratch for many rows of float32: whole strips of a product with panels."""
-    return -(-count // STRIP_ROWS) * STRIP_ROWS if (LANES, size) == (16, 4) and count >= MANY_ROWS else count
+    """Return the rows of scratch for many rows: whole strips, where products are with panels."""
+    return -(-count // STRIP_ROWS) * STRIP_ROWS if (LANES == 8 or size == 4) and count >= MANY_ROWS else count
 
 
 def product(a: Product, size: int, threads: int) -> Iterator[Access]:
