@@ -9,7 +9,8 @@ from planner.api.options import FleetOptions, check_search, with_options_of
 from planner.api.planning import request_of
 from planner.errors import InfeasibleError, InputError
 from planner.fleet import directory as fleet_directory
-from planner.fleet.build import BuiltFleet, FleetInput, build_fleet
+from planner.fleet.build import BuiltFleet, build_fleet
+from planner.fleet.templates import FleetInput
 from planner.integers import ceil_div
 from planner.request import Request, resolve_request
 from planner.solver.minimise import Settings

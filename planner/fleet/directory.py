@@ -12,7 +12,8 @@ from planner import plan_directory
 from planner.build import recorded_profile
 from planner.errors import OutputError
 from planner.families import load_base, load_planned_draft
-from planner.fleet.build import BuiltFleet, FleetInput
+from planner.fleet.build import BuiltFleet
+from planner.fleet.templates import FleetInput
 from planner.plan_directory import BASE_CONFIG, DRAFT_CONFIG, DRAFT_DIRECTORY, draft_config
 from planner.speculation.profiles import kept_profile
 from plans import codec, durable
