@@ -29,7 +29,7 @@ from typing import Any
 import planner
 from demo import HEAD, say
 from demo_model import cache_directory, ensure_model
-from planner.api import measuring
+from planner.api import measuring, samples
 from planner.api.options import BuildOptions
 from planner.api.planning import PlanResult, request_of, solved
 from planner.demo_model import DEFAULT_HEAD
@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     # a busy machine makes the figures worse, and does not end the comparison
-    measuring.LONGEST_S = measuring.CALIBRATION_S = LONGEST_S
+    samples.LONGEST_S = samples.CALIBRATION_S = LONGEST_S
     every: list[Timed] = []
     ends = time.monotonic() + arguments.seconds
     with tempfile.TemporaryDirectory(prefix="predicted-") as name:

@@ -14,7 +14,7 @@ Samples are what ``python -m runtime calibrate`` prints, times in ns of products
     row         of a row in a layer besides its products, for every 1024 values of a hidden state
     overhead    of a layer, ``stage`` of a stage besides its layers, ``pass`` of a drafter's pass, ``table`` of
                 embedding and lm_head, and ``tree`` of a step with one, by which the parts of plain and EAGLE steps of
-                a small plan take what they took (``planner.api.measuring``)
+                a small plan take what they took (``planner.api.fixed_times``)
     groups      all-reduce of a short message behind products, by the size of the group: of more processes than cores
                 what products take longer with it (``runtime.calibration.machine.Sum``)
     latency     of a short message to a process that sleeps, as those of other stages do

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from planner.api import measuring
+from planner.api import fixed_times, measuring, samples
 from planner.cli import main
 from planner.costs.roofline import Tier, all_reduce_ns, share_ns, share_ps
 from planner.costs.topology import Fabric, together
@@ -32,7 +32,7 @@ from plans import cpu_times
 from plans.schema import DType
 from plans.strict_yaml import dump_yaml, load_yaml
 
-CALIBRATED = measuring.calibrated
+CALIBRATED = samples.calibrated
 VALUES = {"memory": 10**6, "cached": 10**5}
 TIMES = {
     "float32": {"1": 400_000, "8": 500_000, "60": 1_500_000},
@@ -90,10 +90,10 @@ def data() -> Any:
     return load_yaml(INVENTORY, "f")
 
 
-def measured_parts(devices: int) -> measuring.Timed:
+def measured_parts(devices: int) -> fixed_times.Timed:
     """Return times of steps and parts on so many devices."""
     plain, layers, eagle, tree_layers, drafter, few = (ns * devices * 10**6 for ns in (42, 40, 103, 60, 40, 13))
-    return measuring.Timed(
+    return fixed_times.Timed(
         plain=plain,
         message=AWAKE_NS * devices // 2,
         tree_message=AWAKE_NS * devices // 2,
@@ -109,8 +109,8 @@ def measured_parts(devices: int) -> measuring.Timed:
 def synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the runtime's commands give samples by hand; the demo's image is not compiled."""
     monkeypatch.setattr(measuring, "calibrated", lambda processes: SAMPLES | {"processes": processes})
-    monkeypatch.setattr(measuring, "timed", lambda whole, few: measured_parts(int(whole.parent.parent.name)))
-    monkeypatch.setattr(measuring, "compile_images", lambda directory, model: None)
+    monkeypatch.setattr(fixed_times, "timed", lambda whole, few: measured_parts(int(whole.parent.parent.name)))
+    monkeypatch.setattr(fixed_times, "compile_images", lambda directory, model: None)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_samples_become_rates() -> None:
 
 
 def test_the_times_of_two_measurements_are_taken_together() -> None:
-    both = measuring.joined(SAMPLES, SAMPLES | {"message_ns": [70_000]})
+    both = samples.joined(SAMPLES, SAMPLES | {"message_ns": [70_000]})
     assert both["message_ns"] == [50_000, 50_000, 60_000, 70_000]
     assert both["products_ns"]["2"]["memory"]["bfloat16"]["8"] == [1_000_000, 1_000_009] * 4
     assert [entry["times_ns"] for entry in both["sums"]] == [2 * entry["times_ns"] for entry in SAMPLES["sums"]]
@@ -150,7 +150,7 @@ def test_the_times_of_two_measurements_are_taken_together() -> None:
 @pytest.mark.parametrize("name", ["cores", "threads", "cached_bytes"])
 def test_what_changes_between_two_measurements_is_refused(name: str) -> None:
     with pytest.raises(DetectionError, match=f"^{name}: found {SAMPLES[name]}, later 7: the machine changed meanwhile"):
-        measuring.joined(SAMPLES, SAMPLES | {name: 7})
+        samples.joined(SAMPLES, SAMPLES | {name: 7})
 
 
 def test_samples_become_the_figures_of_a_link() -> None:
@@ -197,7 +197,7 @@ def test_a_message_to_who_is_awake_takes_what_the_step_message_of_two_took(measu
 
 
 def test_a_step_message_that_seems_slower_than_waking_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "timed", lambda whole, few: replace(measured_parts(2), message=10**6))
+    monkeypatch.setattr(fixed_times, "timed", lambda whole, few: replace(measured_parts(2), message=10**6))
     assert measuring.measure(data(), "f")[0]["network"]["measured"]["awake"]["value"] == "50 us"
 
 
@@ -364,7 +364,7 @@ def test_fixed_times_make_parts_of_steps_as_long_as_they_were(devices: int, meas
     link = link_of(SAMPLES)
     assert link is not None
     link = replace(link, awake=Figure(value=AWAKE_NS, spread=0))
-    planned = measuring.priced(measuring.demo_plan(tmp_path / "plan", devices), computing, link)
+    planned = fixed_times.priced(fixed_times.demo_plan(tmp_path / "plan", devices), computing, link)
     (stage,) = planned.stages
     assert len(stage.devices) == devices
     embed_ns, layers_ns, head_ns = parts_ns(planned, replace(planned.options, tree=None))
