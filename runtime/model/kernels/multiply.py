@@ -4,10 +4,10 @@ A vector register holds a sum for each result that is computed at once. A proces
 ``multiply_wide``. Others have 16: ``multiply_narrow``. The order of summation is that of ``dots``, whatever the number
 of rows.
 
-How the latter uses them: up to 6 rows of x wait for the memory, and each of their values is loaded for two or three
-rows of the weight. More rows wait for the multiplications; 12 sums of one row of the weight leave registers for nothing
-but it, and values of x are operands in memory, which have to be in the first level of cache. So rows that are too long
-for it are multiplied in parts, for some rows of the weight in turn.
+How the latter uses them: 12 sums are of 2 rows of the weight and 6 of x, or of 3 and up to 4; each value that is loaded
+is multiplied two to six times. A row of x alone is multiplied with 4 rows of the weight, as one sum would wait for each
+of its multiplications. Rows of x have to be in the first level of cache: those that are too long for it are multiplied
+in parts, for some rows of the weight in turn.
 """
 
 from typing import Any
@@ -39,23 +39,19 @@ PANEL_BYTES = 1 << 17
 BLOCK_BYTES = 1 << 19
 """Rows of x that every panel is multiplied with before the next rows are: they stay in the second level of cache."""
 MOST_ROWS = 6
-"""Rows of x multiplied at once, each with two rows of weights: few rows, which wait for the memory."""
+"""Most rows of x multiplied at once; few rows, which wait for the memory, each with two rows of weights."""
 NARROW_AHEAD_BYTES = 16384
 """Distance at which weights are prefetched where there are 16 registers."""
 GROUP = 4
 """Rows of weights with which 4 to 6 of many rows of x are multiplied at once: their sums fill the registers."""
-NARROW_ROWS = 12
-"""Rows of x multiplied at once where there are 16 registers."""
-PAIRED_ROWS, MOST_AT_ONCE = 6, 3
-"""Most of them that are multiplied with two or three rows of the weight at once."""
 FIRST_LEVEL_BYTES = 28 << 10
 """Bytes of the first level of cache for the parts of the rows of x: the least that processors have is 32 KiB."""
 FLOAT_BYTES = 4
 PART_OUTPUTS = 16
-"""Most rows of the weight whose sums are kept between two parts of a row; a multiple of GROUP."""
+"""Most rows of the weight whose sums are kept between two parts of a row."""
 
 
-kept_sums = reserved(PART_OUTPUTS * NARROW_ROWS * LANES)
+kept_sums = reserved(PART_OUTPUTS * MOST_ROWS * LANES)
 
 
 def sweep(outputs: int, rows: int, fetched: int) -> Any:
@@ -101,7 +97,8 @@ def sweep_parts(at_once: Any, products: Any, store: Any, *, near: bool) -> Any:
 
     ``at_once``, ``products`` and ``store``: subroutines that take ``count``. Parts of the rows take turns with a block
     of the rows of the weight. ``near``: what follows within the block is prefetched; else one row of the weight with
-    each step from the address ``ahead`` on, at most to ``ahead_end``; the function returns the next one.
+    each step from the address ``ahead`` on; both at most to ``ahead_end``, as behind a weight there may be no memory,
+    which takes long to find out. The function returns the next address.
     """
 
     @subroutine(types.int64, apart=True)
@@ -118,7 +115,7 @@ def sweep_parts(at_once: Any, products: Any, store: Any, *, near: bool) -> Any:
         part = max(line, ((whole + parts - 1) // parts + line - 1) // line * line)
         block, distance = last - output, np.int64(NARROW_AHEAD_BYTES)
         if parts > 1:
-            block = max(GROUP, min(PART_OUTPUTS, PANEL_BYTES // (a.weight_stride * GROUP) * GROUP))
+            block = max(1, min(PART_OUTPUTS, PANEL_BYTES // a.weight_stride) // outputs) * outputs
             distance = block * a.weight_stride
         for start in range(output, last, block):
             end = min(start + block, last)
@@ -132,9 +129,10 @@ def sweep_parts(at_once: Any, products: Any, store: Any, *, near: bool) -> Any:
                     left = a.weight + number * a.weight_stride
                     if whole:
                         kept = sums + FLOAT_BYTES * LANES * count * (first - start)
+                        later = min(ahead, ahead_end - outputs * length * width) if near else ahead
                         products(
                             kind, count, left + begin * width, a.weight_stride, right + begin * x_width, x_stride, kept,
-                            length, begin == 0, totals if final else 0, ahead,
+                            length, begin == 0, totals if final else 0, later,
                         )  # fmt: skip
                         ahead = ahead + outputs * length * width if near else min(ahead + length * width, ahead_end)
                     if final:
@@ -214,31 +212,24 @@ def _many(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> N
                 ahead = many_6(data, data, a, x, x_stride, row, np.int64(6), first, end, ahead, ahead_end)
 
 
-TOGETHER = ((1, 1), (3, 2), (3, 3), (3, 4), (2, 5), (2, 6), (1, 8), (1, 10), (1, NARROW_ROWS))
+MOST_AT_ONCE = 4
+TOGETHER = ((MOST_AT_ONCE, 1), (3, 2), (3, 3), (3, 4), (2, 5), (2, MOST_ROWS))
 """Rows of the weight and of x that are multiplied at once; ``_at_once`` has it too."""
-(
-    (dots_1, dots_2, dots_3, dots_4, dots_5, dots_6, dots_8, dots_10, dots_12),
-    (store_1, store_2, store_3, store_4, store_5, store_6, store_8, store_10, store_12),
-) = (
-    [part_dots(outputs, rows, outputs) for outputs, rows in TOGETHER],
-    [finish(outputs, rows) for outputs, rows in TOGETHER],
-)
+dots_1, dots_2, dots_3, dots_4, dots_5, dots_6 = (part_dots(outputs, rows, outputs) for outputs, rows in TOGETHER)
+store_1, store_2, store_3, store_4, store_5, store_6 = (finish(outputs, rows) for outputs, rows in TOGETHER)
 
 
 @subroutine(apart=True)
 def multiply_narrow(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> None:
     """Compute outputs ``output`` … ``last`` - 1 of ``a``, a Product; ``x``: its rows, float32.
 
-    More rows than are multiplied at once take turns with a panel of the weight. From 7 rows on an even number is
-    multiplied at once: 7, 9 and 11 rows take two turns, and of more some rows are computed twice.
+    More rows than are multiplied at once take turns with a panel of the weight.
     """
     if last - output < MOST_AT_ONCE:
-        for row in range(a.rows if last > output else 0):
-            narrow_sweep(data, data, a, x, x_stride, row, 1, output, last, 0, 0)
+        for row in range(a.rows):
+            one(data, data, a, x, x_stride, row, output, last, output, last)
         return
-    passes, panel = (a.rows + NARROW_ROWS - 1) // NARROW_ROWS, last - output
-    if a.rows > PAIRED_ROWS and a.rows < NARROW_ROWS:
-        passes += a.rows % 2
+    passes, panel, behind = (a.rows + MOST_ROWS - 1) // MOST_ROWS, last - output, a.weight + last * a.weight_stride
     if passes > 1:
         panel = max(PART_OUTPUTS, PANEL_BYTES // a.weight_stride // PART_OUTPUTS * PART_OUTPUTS)
     for start in range(output, last, panel):
@@ -246,18 +237,15 @@ def multiply_narrow(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last:
         for number in range(passes):
             row = a.rows * number // passes
             count = a.rows * (number + 1) // passes - row
-            if count > PAIRED_ROWS:
-                count += count % 2
-                row = min(row, a.rows - count)
             first = min(start, end - _at_once(count))
-            narrow_sweep(data, data, a, x, x_stride, row, count, first, end, 0, 0)
+            narrow_sweep(data, data, a, x, x_stride, row, count, first, end, 0, behind)
 
 
 @subroutine(types.int64)
 def _at_once(count: Any) -> Any:
     """Return how many rows of the weight are multiplied with ``count`` rows of x at once."""
-    if count == 1 or count > PAIRED_ROWS:
-        return 1
+    if count == 1:
+        return MOST_AT_ONCE
     return 3 if count < 5 else 2
 
 
@@ -277,14 +265,8 @@ def _dots(
         dots_4(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
     elif count == 5:
         dots_5(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
-    elif count == 6:
-        dots_6(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
-    elif count == 8:
-        dots_8(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
-    elif count == 10:
-        dots_10(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
     else:
-        dots_12(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
+        dots_6(kind, left, left_stride, right, right_stride, sums, length, begins, out, ahead)
 
 
 @subroutine(apart=True)
@@ -300,14 +282,8 @@ def _store(data: Any, count: Any, sums: Any, added: Any, added_stride: Any, out:
         store_4(data, sums, added, added_stride, out, out_stride)
     elif count == 5:
         store_5(data, sums, added, added_stride, out, out_stride)
-    elif count == 6:
-        store_6(data, sums, added, added_stride, out, out_stride)
-    elif count == 8:
-        store_8(data, sums, added, added_stride, out, out_stride)
-    elif count == 10:
-        store_10(data, sums, added, added_stride, out, out_stride)
     else:
-        store_12(data, sums, added, added_stride, out, out_stride)
+        store_6(data, sums, added, added_stride, out, out_stride)
 
 
 narrow_sweep = sweep_parts(_at_once, _dots, _store, near=True)
@@ -332,7 +308,7 @@ def add_rest(data: Any, a: Any, x: Any, x_stride: Any, left: Any, sums: Any, out
 @subroutine(apart=True)
 def multiply_in_blocks(data: Any, a: Any, x: Any, x_stride: Any, output: Any, last: Any) -> None:
     """Compute outputs of all rows, block by block of the rows of x."""
-    block = max(NARROW_ROWS, BLOCK_BYTES // x_stride)
+    block = max(2 * MOST_ROWS, BLOCK_BYTES // x_stride)
     blocks = (a.rows + block - 1) // block
     for number in range(blocks):
         row = a.rows * number // blocks
