@@ -7,6 +7,7 @@ import click
 
 from planner.commands.declarations import COMMANDS
 from planner.commands.refusals import refusal
+from plans.command_names import unknown
 from plans.console import VERSION_MESSAGE, refusals_reported
 
 EXIT_CODES = (
@@ -26,6 +27,13 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names in the order of declaration."""
         return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            ctx.fail(unknown(args[0], "planner"))
+        return super().resolve_command(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the exit codes."""

@@ -19,8 +19,8 @@ FORMAT.md documents the files field by field; the directories beside it are comm
 No contract, but shared by the commands of both packages, which never import each other: ``console`` (refusals and
 verbosity), ``terminal`` (the one door to stdout and stderr), ``numbers`` (numbers that are typed), ``files`` (small
 files are read), ``process`` (start and exit), ``paging`` (hints on files), ``format`` (figures as text), ``exports``
-(names imported on use), ``deferred`` (parts of torch that are imported on use), and ``eagleplan``, the console script
-with the commands of both.
+(names imported on use), ``deferred`` (parts of torch that are imported on use), ``command_names`` (the commands of
+both), and ``eagleplan``, the console script with them.
 
 What does not live here: prices and the solver (planner), tensors and torch (runtime). The package imports the standard
 library and yaml only; planner and runtime import it.

@@ -3,26 +3,20 @@
     eagleplan build … ─► planner.cli, as ``python -m planner build …``
     eagleplan run …   ─► runtime.cli, as ``python -m runtime run …``
 
-The packages are named here as data and imported when one of their commands runs, so that planner and runtime still know
+The packages are named as data and imported when one of their commands runs, so that planner and runtime still know
 nothing of each other, and planning imports no torch. It lives in the contract because neither may import the other.
 """
 
 from plans.process import ended_at_once, importing  # first, as it says
 
 with importing():
-    import difflib
     import sys
     from collections.abc import Iterator, Mapping
     from importlib import import_module
     from typing import NoReturn
 
+    from plans.command_names import PACKAGES, package_of, unknown
     from plans.console import USAGE, Refusal, refusals_reported, usage_data
-
-PACKAGES: Mapping[str, tuple[str, ...]] = {
-    "planner": ("inventory", "scan", "build", "compile", "show", "diff", "check"),
-    "runtime": ("run", "serve", "verify", "bench", "calibrate"),
-}
-"""Packages with a ``cli`` module, and the commands of each."""
 
 PURPOSES: Mapping[str, str] = {"planner": "Make and read plans", "runtime": "Run a plan"}
 """Heading of the commands of each package."""
@@ -34,7 +28,7 @@ GROUPS: Mapping[str, str] = {"planner": "main", "runtime": "commands"}
 def main() -> NoReturn:
     """Run the command line of the package that has the command; ``--help`` lists the commands of both."""
     first = next(iter(sys.argv[1:]), "--help")
-    package = next((name for name, commands in PACKAGES.items() if first in commands), None)
+    package = package_of(first)
     with ended_at_once():
         if first in ("-h", "--help"):
             with refusals_reported(lambda error: None, as_json=False):
@@ -50,12 +44,6 @@ def main() -> NoReturn:
             with refusals_reported(refused, as_json="--json" in sys.argv, indent=2):
                 raise LookupError(unknown(first))
         sys.exit(0)
-
-
-def unknown(name: str) -> str:
-    """Return what there is to say of an unknown command, as click says it of those of one package."""
-    near = difflib.get_close_matches(name, [known for names in PACKAGES.values() for known in names], n=1)
-    return f"No such command {name!r}." + "".join(f" Did you mean {known!r}?" for known in near)
 
 
 def refused(error: BaseException) -> Refusal | None:

@@ -30,6 +30,7 @@ def read_inside(directory: Path, name: str, most: int) -> bytes:
 
 def open_regular(file: Path) -> int:
     """Return a descriptor of a regular file, or of the one that a link leads to, open for reading."""
+    _check_name(file)
     _check_regular(file.stat(), file)  # before it is opened, as that alone may do something on a device
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     try:
@@ -47,6 +48,7 @@ def open_inside(directory: Path, name: str) -> int:
 
 def resolved_inside(directory: Path, name: str) -> Path:
     """Return the path of a regular file in a directory, with all links followed; raise OSError for any other."""
+    _check_name(directory / name)
     real, target = Path(os.path.realpath(directory)), Path(os.path.realpath(directory / name, strict=True))
     _check_regular(target.stat(), directory / name)
     allowed = [real, *(parent.parent / "blobs" for parent in real.parents if parent.name == "snapshots")]
@@ -67,6 +69,12 @@ def kind_of(file: Path) -> str:
         stat.S_IFSOCK: "a socket",
     }
     return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _check_name(file: Path) -> None:
+    """Raise OSError for a name that no file has, which Python refuses by a ValueError."""
+    if "\0" in str(file):
+        raise OSError(errno.EINVAL, "a NUL byte in the path, expected the path of a file", str(file))
 
 
 def _check_regular(status: os.stat_result, file: Path) -> None:

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import click
 
+from plans.command_names import unknown
 from plans.console import INTERRUPTION, USAGE, VERSION_MESSAGE, Refusal, error_data, refusals_reported, usage_refusal
 from plans.process import answered
 from plans.schema import PlanError
@@ -47,7 +48,20 @@ Environment:
 Example: python -m runtime run plans/demo --prompt "def parse(" """
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EPILOG)
+class Commands(click.Group):
+    """The group of all commands."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            ctx.fail(unknown(args[0], "runtime"))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=EPILOG
+)
 @click.version_option(package_name="eagleplan", message=VERSION_MESSAGE)
 def commands() -> None:
     """Execute plans: EAGLE decoding on exactly the devices that a plan names."""

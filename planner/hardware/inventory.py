@@ -51,7 +51,9 @@ def read_inventory(path: Path) -> Any:
     except OSError as error:
         reasons = {errno.EISDIR: "a directory", errno.ENOENT: "no such file"}
         reason = reasons.get(error.errno or 0, error.strerror)
-        raise InventoryError(f"{path}: {reason}: give an inventory of hosts and devices") from error
+        detect = f", or write this machine's with `python -m planner inventory --detect {path}`"
+        advice = f"give an inventory of hosts and devices{detect if error.errno == errno.ENOENT else ''}"
+        raise InventoryError(f"{path}: {reason}: {advice}") from error
 
 
 def parse_inventory(data: Any, where: str) -> HardwareInventory:

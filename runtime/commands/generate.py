@@ -82,7 +82,8 @@ def run(
             output.loaded(engine)
             output.batch(prompts, generations, engine)
         else:
-            status(f"reading the prompt of {len(requests[0].prompt_ids)} tokens")
+            tokens = len(requests[0].prompt_ids)
+            status(f"reading the prompt of {tokens} token{'s' if tokens > 1 else ''}")
             output.stream(engine.serve(requests[0]), engine, status)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from plans import eagleplan
+from plans.command_names import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "import sys; from plans.eagleplan import main; sys.argv[0] = '/usr/bin/eagleplan'; sys.exit(main())"
@@ -28,10 +29,10 @@ def test_the_entry_point_is_this_module() -> None:
     assert getattr(import_module(module), function) is eagleplan.main
 
 
-@pytest.mark.parametrize("package", eagleplan.PACKAGES)
+@pytest.mark.parametrize("package", PACKAGES)
 def test_it_has_every_command_of_both_packages(package: str) -> None:
     group = getattr(import_module(f"{package}.cli"), eagleplan.GROUPS[package])
-    assert set(group.list_commands(None)) == set(eagleplan.PACKAGES[package])
+    assert set(group.list_commands(None)) == set(PACKAGES[package])
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_help_has_the_name_that_was_typed(arguments: tuple[str, ...], first: str
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(first)
     if not arguments or arguments == ("--help",):
-        for name in (*eagleplan.PACKAGES["planner"], *eagleplan.PACKAGES["runtime"]):
+        for name in (*PACKAGES["planner"], *PACKAGES["runtime"]):
             assert f"\n  {name} " in done.stdout
         assert "..." not in done.stdout.replace("[ARGS]...", "")
 
@@ -61,9 +62,9 @@ def test_examples_have_the_name_that_was_typed(name: str) -> None:
     assert "python -m" not in examples
 
 
-@pytest.mark.parametrize("package", eagleplan.PACKAGES)
+@pytest.mark.parametrize("package", PACKAGES)
 def test_help_of_the_packages_has_their_own_names(package: str) -> None:
-    for arguments in ((), (eagleplan.PACKAGES[package][0],)):
+    for arguments in ((), (PACKAGES[package][0],)):
         command = [sys.executable, "-m", package, *arguments, "--help"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         assert done.stdout.startswith(" ".join(["Usage: python -m", package, *arguments, "["]))
@@ -77,6 +78,25 @@ def test_output_and_exit_codes_are_those_of_the_command() -> None:
     assert (differ.returncode, differ.stdout.startswith("step ")) == (1, True)
     missing = run("verify", "plans/none", "--json")
     assert missing.returncode == json.loads(missing.stdout)["error"]["exit_code"] == 2
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "meant"),
+    [
+        ("planner", "verify", "python -m runtime verify"),
+        ("runtime", "build", "python -m planner build"),
+        ("planner", "chek", "check"),
+        ("runtime", "sevre", "serve"),
+        ("runtime", "explain", ""),
+    ],
+)
+def test_of_a_command_that_a_package_does_not_have_the_one_that_is_meant_is_named(
+    package: str, name: str, meant: str
+) -> None:
+    done = subprocess.run([sys.executable, "-m", package, name], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    expected = f"No such command {name!r}.{f' Did you mean {meant!r}?' if meant else ''}"
+    assert done.stderr.splitlines()[-1] == f"Error: {expected}"
 
 
 def test_an_unknown_command_is_refused_as_text_and_as_json() -> None:

@@ -97,3 +97,10 @@ def test_the_links_of_a_hub_cache(tmp_path: Path) -> None:
     (model / "snapshots" / "ab" / "out").symlink_to("../../refs")
     with pytest.raises(OSError, match="outside of"):
         read_inside(model / "snapshots" / "ab", "out", 10)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\0"])
+def test_a_path_with_a_nul_byte_is_refused_as_one_that_is_no_file(name: str, tmp_path: Path) -> None:
+    for reads in (lambda: read_regular(tmp_path / name, 9), lambda: read_inside(tmp_path, name, 9)):
+        with pytest.raises(OSError, match="a NUL byte in the path, expected the path of a file"):
+            reads()

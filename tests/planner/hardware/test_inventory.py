@@ -385,7 +385,8 @@ def test_a_document_that_is_no_inventory_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "inventory.yaml"
     with pytest.raises(InventoryError) as caught:
         load_inventory(file)
-    assert str(caught.value) == f"{file}: no such file: give an inventory of hosts and devices"
+    detect = f"or write this machine's with `python -m planner inventory --detect {file}`"
+    assert str(caught.value) == f"{file}: no such file: give an inventory of hosts and devices, {detect}"
     file.write_text("[]")
     with pytest.raises(InventoryError) as caught:
         load_inventory(file)
