@@ -54,8 +54,8 @@ from runtime.model.kernels.tiles import (
     zero_tiles,
 )
 
-KEYS, QUERIES = 4, 4
-"""Keys and queries that are multiplied at once."""
+KEYS, QUERIES = 4, (4 if LANES == 16 else 3)
+"""Keys and queries that are multiplied at once: their sums fill the registers."""
 STEP_BYTES = 4 * LANES
 """Most bytes of elements of a step."""
 

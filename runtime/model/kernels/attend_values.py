@@ -20,13 +20,13 @@ from runtime.model.kernels.subroutines import by_tiles, subroutine
 
 VALUE_ROWS = 64
 """Rows of values that are summed for all dims and items before the next."""
-MANY, FEW = (8 if LANES == 16 else 4), 4
-"""Items whose values are summed at once: their sums fill half of the registers."""
-MANY_VECTORS, VECTORS = 2, (4 if LANES == 16 else 2)
-"""Vectors of a value that are summed at once for MANY items, and for fewer."""
+MANY, FEW = (8, 4) if LANES == 16 else (6, 3)
+"""Items whose values are summed at once: their sums fill half of 32 registers, or 12 of 16."""
+MANY_VECTORS, FEW_VECTORS, VECTORS = 2, (4 if LANES == 16 else 2), 4
+"""Vectors of a value that are summed at once for MANY items, for FEW, and for one."""
 
 many_whole, many_one = weigh(MANY_VECTORS, MANY), weigh(1, MANY)
-few_whole, few_one = weigh(VECTORS, FEW), weigh(1, FEW)
+few_whole, few_one = weigh(FEW_VECTORS, FEW), weigh(1, FEW)
 single_whole, single_one = weigh(VECTORS, 1), weigh(1, 1)
 padded_values = reserved(VALUE_ROWS * LANES)
 
@@ -84,7 +84,7 @@ def _add_block(
     item, own, total = 0, score_bytes(a.columns), head_bytes(a.head_dim)
     while item < count:
         some = MANY if item + MANY <= count else (FEW if item + FEW <= count else 1)
-        vectors, start = (MANY_VECTORS if some == MANY else VECTORS), 0
+        vectors, start = (MANY_VECTORS if some == MANY else FEW_VECTORS if some == FEW else VECTORS), 0
         factors, out = weights + item * own, sums + item * total
         while start < dims:
             source, target = values + start * itemsize(kept), out + 4 * start
