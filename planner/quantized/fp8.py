@@ -1,4 +1,6 @@
-"""FP8 (e4m3) weights: in blocks or with a scale per matrix, by the config's own method or ModelOpt's."""
+"""FP8 (e4m3) weights: in blocks or with a scale per matrix, by the config's own method or ModelOpt's; or per row, by
+FBGEMM's.
+"""
 
 from dataclasses import dataclass
 
@@ -15,8 +17,9 @@ class Fp8Recipe:
     """The layers of a checkpoint of FP8: all but those that are named."""
 
     block: tuple[int, int] | None
-    """Rows and columns that share a scale; None: a whole matrix does."""
+    """Rows and columns that share a scale; None: a whole matrix does, or each row has one of its own."""
     skipped: Names
+    by_rows: bool = False
 
     def stored(self, module: str, out: int, columns: int, scale_dtype: ScaleDType) -> Stored | None:
         """Return how a layer is stored; None where it has plain weights."""
@@ -27,6 +30,8 @@ class Fp8Recipe:
         names = (f"{module}.weight_scale", f"{module}.weight_scale_inv")
         blocks = -(-out // rows), groups(form, columns)
         shapes: tuple[tuple[int, ...], ...] = ((), (1,)) if self.block is None else (blocks,)
+        if self.by_rows:
+            shapes = ((out, 1), (out,))
         tensors = {
             "codes": Expected(name=f"{module}.weight", dtypes=frozenset({"F8_E4M3"}), shapes=((out, columns),)),
             "scales": Expected(name=names[1], dtypes=SCALE_HEADERS, shapes=shapes)
@@ -53,10 +58,17 @@ def read_fp8(settings: Settings) -> Fp8Recipe:
     skipped = settings.names("modules_to_not_convert") + settings.names("ignored_layers")
     if settings.get("modules_to_convert"):
         raise settings.fail("modules_to_convert", "found names, expected none: other modules are not read here")
-    settings.finish("quant_method", "dequantize")
+    settings.finish("quant_method", "dequantize", "kv_cache_scheme")  # a dtype of the KV cache is the plan's
     return Fp8Recipe(
         block=None if block is None else block_of(settings, block, "weight_block_size"), skipped=Names.read(*skipped)
     )
+
+
+def read_fbgemm(settings: Settings) -> Fp8Recipe:
+    """Read the settings of the method ``fbgemm_fp8``, a scale per row; raise ConfigError."""
+    skipped = settings.names("modules_to_not_convert")
+    settings.finish("quant_method", "activation_scale_ub")
+    return Fp8Recipe(block=None, skipped=Names.read(*skipped), by_rows=True)
 
 
 def read_modelopt(settings: Settings) -> Fp8Recipe | None:

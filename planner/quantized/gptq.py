@@ -129,9 +129,10 @@ def read_gptq(settings: Settings) -> GptqRecipe:
     bits = settings.one_of("bits", (4, 8), None)
     group = group_of(settings)
     settings.one_of("pack_dtype", ("int32",), "int32")
-    version = settings.one_of("checkpoint_format", ("gptq", "gptq_v2"), "gptq")
-    if settings.get("format") is not None:
-        settings.one_of("format", (version,), version)
+    versions, form = ("gptq", "gptq_v2"), settings.get("format")
+    version = settings.one_of("checkpoint_format", versions, settings.one_of("format", versions, "gptq"))
+    if form is not None:
+        settings.one_of("format", (version,), version, "the same as checkpoint_format")
     sorts = _sorts(settings)
     settings.boolean("sym", True)
     head = settings.boolean("lm_head", False)

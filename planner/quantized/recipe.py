@@ -15,6 +15,7 @@ METHODS: Mapping[str, Callable[[Settings], Recipe | None]] = {
     "awq": gptq.read_awq,
     "auto-round": autoround.read,
     "fp8": fp8.read_fp8,
+    "fbgemm_fp8": fp8.read_fbgemm,
     "modelopt": fp8.read_modelopt,
     "mxfp4": mxfp4.read,
 }

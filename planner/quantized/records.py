@@ -168,6 +168,7 @@ class Stored:
 def kv_scales(module: str) -> Iterator[str]:
     """Yield the names of scales and zero points of a KV cache of 8 bits beside a layer."""
     block = module.rpartition(".")[0]
+    yield from (f"{block}.kv_scale", f"{module}.output_scale")
     for name in ("k", "v"):
         yield from (f"{module}.{name}_scale", f"{module}.{name}_zero_point", f"{block}.{name}_zero_point")
     yield from (f"{block}.{name}_scale" for name in ("q", "k", "v", "prob"))

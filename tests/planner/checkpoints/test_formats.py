@@ -123,6 +123,26 @@ def test_scales_of_a_kv_cache_may_be_beside_plain_and_quantized_attention(tmp_pa
     assert f"self_attn.k_scale: found shape [{heads + 1}], expected [1] by config.json" in problem
 
 
+@pytest.mark.parametrize("names", ["self_attn.kv", "self_attn.k_proj.output", "self_attn.v_proj.v"])
+def test_scales_of_a_kv_cache_may_be_beside_fp8(tmp_path: Path, names: str) -> None:
+    """By the names of AutoFP8 and of AMD, whose config has a ``kv_cache_scheme``."""
+    directory = saved(tmp_path / "base", "llama")
+    file, weights_file = directory / "config.json", directory / "model.safetensors"
+    settings = {
+        "quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"],
+        "kv_cache_scheme": "static",
+    }  # fmt: skip
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": settings}))
+    tensors = load_file(weights_file)
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+        tensors |= {name.replace(".weight", f".{kind}_scale"): torch.ones(1) for kind in ("weight", "input")}
+    save_file(tensors | {f"model.layers.0.{names}_scale": torch.ones(1)}, weights_file)
+    form = load_base(directory).model.layers[0].attention.o_format
+    assert form is not None
+    assert form.code == "float8_e4m3fn"
+
+
 def bare_copy(directory: Path, file: Path) -> Path:
     """Copy a config to a directory without weights; return its file."""
     return bare(directory, json.loads(file.read_text()))

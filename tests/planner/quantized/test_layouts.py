@@ -162,6 +162,15 @@ def test_fp8_per_tensor(config: dict[str, Any], names: tuple[str, str], shape: t
     assert torch.equal(values, weight.float() * scale.reshape(()))
 
 
+@pytest.mark.parametrize("shape", [(40, 1), (40,)])
+def test_fp8_per_row(shape: tuple[int, ...]) -> None:
+    """FBGEMM's, in which Meta publishes Llama 3.1 405B."""
+    weight, scales, values = packers.blocks(3, 40, 96, rows=1, group=96, dtype=torch.float32)
+    config = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": ["lm_head"]}
+    tensors = {"weight": weight, "weight_scale": scales.reshape(shape)}
+    assert torch.equal(image_values(stored_as(config, 40, 96, torch.float32), tensors), values)
+
+
 def scheme(weights: dict[str, Any], form: str) -> dict[str, Any]:
     group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
     return {

@@ -66,6 +66,10 @@ def code(recipe: Recipe, module: str) -> str | None:
             "model.layers.0.mlp.gate_proj", UP,
         ),
         (FP8 | {"modules_to_not_convert": ["gate"]}, "model.layers.0.mlp.gate", "model.layers.0.mlp.gate_proj"),
+        (
+            {"quant_method": "fbgemm_fp8", "modules_to_not_convert": ["model.layers.0.mlp.gate_proj", "lm_head"]},
+            "model.layers.0.mlp.gate_proj", UP,
+        ),
         (FP8 | {"ignored_layers": ["model.layers.1"]}, "model.layers.1.mlp.up_proj", "model.layers.10.mlp.up_proj"),
         (GPTQ | {"lm_head": True, "dynamic": {r"-:.*\.down_proj": {}}}, "model.layers.0.mlp.down_proj", "lm_head"),
         (compressed(ignore=["re:.*self_attn.*"]), "model.layers.0.self_attn.q_proj", "lm_head"),
@@ -103,6 +107,20 @@ def test_columns_are_sorted_where_groups_are_made_behind_their_order() -> None:
             stored = recipe.stored(f"model.layers.0.mlp.{name}_proj", 256, 256, "float16")
             assert stored is not None
             assert (stored.form.ordered, stored.sorts) == (expected, expected is True)
+
+
+def test_versions_of_gptq_by_either_key() -> None:
+    """GPTQModel writes both keys, and is going to write the one without "checkpoint" alone."""
+    for keys, stored_zero in (
+        ({}, 1),
+        ({"format": "gptq"}, 1),
+        ({"format": "gptq_v2"}, 0),
+        ({"checkpoint_format": "gptq_v2"}, 0),
+        ({"format": "gptq_v2", "checkpoint_format": "gptq_v2"}, 0),
+    ):
+        stored = read(GPTQ | keys).stored(UP, 256, 256, "float16")
+        assert stored is not None
+        assert stored.layout == Gptq(bits=4, stored_zero=stored_zero)
 
 
 def test_bits_differ_by_layer() -> None:
@@ -227,6 +245,9 @@ def test_a_layer_of_autoround_may_be_symmetric_or_not(packing: str) -> None:
         (GPTQ | {"group_size": 0}, r"group_size: found 0"),
         (GPTQ | {"group_size": 10**40}, r"group_size: found an integer of 133 bits"),
         (GPTQ | {"checkpoint_format": "marlin"}, r"checkpoint_format: found 'marlin'"),
+        (GPTQ | {"format": "marlin"}, r"\.format: found 'marlin'"),
+        (GPTQ | {"format": "gptq", "checkpoint_format": "gptq_v2"}, r"\.format: found 'gptq', expected 'gptq_v2'"),
+        ({"quant_method": "fbgemm_fp8", "fmt": "e5m2"}, r"fmt: unknown key"),
         (GPTQ | {"pack_dtype": "int8"}, r"pack_dtype"),
         (GPTQ | {"dynamic": {"(": {}}}, r"dynamic: found '\(', expected a regular expression"),
         (GPTQ | {"dynamic": {"+:x": {"bits": 2}}}, r"dynamic\['\+:x'\]\.bits: found 2"),
