@@ -49,7 +49,7 @@ from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.team import barrier, thread, threads
 
 SIZES = (ITEMS, 8, FEW_ITEMS, 1) if LANES == 16 else (12, 6, 3, 1)
-"""Items of a unit by vectors, of which scores and values have sums at once: the first number that makes enough units."""
+"""Items of a unit by vectors, which have sums at once: the first number that makes enough units."""
 UNITS = 4
 """Least units for each thread, so that threads have about equally many items."""
 LEAST_SCALE, LARGEST = 2.0**-126, 2.0**127
