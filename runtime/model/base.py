@@ -173,6 +173,9 @@ class BaseStage:
         """Plane of the carry that keeps the input of a layer, by the number of the layer in this stage."""
         if number < len(plan.stages) - 1:  # the output of its last layer is the next stage's to keep
             self._captures.pop(stage.num_layers, None)
+        ends = sorted({*self._captures, stage.num_layers} - {0})
+        self._ends = [next(end for end in ends if end > number) for number in range(stage.num_layers)]
+        """The layer before which the residual is captured next, or the end of the stage, by the number of a layer."""
         self._first, self._progress = number == 0, comm.progress
         self._sequences, self._chunk = own_sequences(options.batch, share), options.prefill_chunk
         self._divided = len(self._sequences) < options.batch
@@ -283,14 +286,17 @@ class BaseStage:
         assert hidden is not None, "what a device is not sent it has computed"
         if self._whole is not None:
             hidden = self._whole.begin(hidden, rows[0])
-        normed: Tensor | None = None
-        for number, (layer, (view, cache)) in enumerate(zip(self._layers, self._caches, strict=True)):
+        number, normed = 0, None
+        while number < len(self._layers):
             if number in self._captures:
                 carry[self._captures[number]].copy_(hidden)
-            if self._whole is None:
-                hidden, normed = layer.followed(hidden, normed, cache, rows[view], self._following[number])
+            if self._whole is not None:  # the residual stays where it is
+                number = self._whole.run_more(number, self._ends[number])
             else:
-                hidden = self._whole.run(number)
+                view, cache = self._caches[number]
+                following = self._following[number]
+                hidden, normed = self._layers[number].followed(hidden, normed, cache, rows[view], following)
+                number += 1
             self._progress.tick()
         if len(self._layers) in self._captures:
             carry[self._captures[len(self._layers)]].copy_(hidden)

@@ -1,9 +1,9 @@
 """Layers that a CPU runs as one kernel each; as two, attention and MLP, where devices sum their shares in between.
 
 What a layer has of its own, weights and KV cache, is written down once, when it is bound; what the layers of a forward
-have in common, once for a forward. The host then takes a few microseconds for a layer, where the steps of a layer one
-by one take it a hundred. Letters as in ``layers``. The scratch of a forward is kept for the next; it is bounded by
-`scratch.attention` and `scratch.mlp` in plans/layer_buffers.py.
+have in common, once for a forward. Layers of few rows that follow each other are one call. Letters as in ``layers``.
+The scratch of a forward is kept for the next; it is bounded by `scratch.attention` and `scratch.mlp` in
+plans/layer_buffers.py.
 """
 
 import ctypes
@@ -31,6 +31,9 @@ KEPT = 8
 """Scratch is kept for forwards of fewer rows while it is at most so many times what they need."""
 NORMED_ROWS = 8
 """Most rows whose norm every thread computes for itself, so that none waits for another."""
+TOGETHER_WORK = 1 << 30
+"""Multiply-adds up to which layers that follow each other are one call of the kernel: a fraction of a second, behind
+which progress is reported. Behind each call the caches have the weights, and the interpreter waits for the memory."""
 _pack_layer, _forward_words = struct.Struct(f"{len(Layer._fields)}q").pack, struct.Struct(f"{len(Forward._fields)}q")
 _codes_words = struct.Struct(f"{len(Codes._fields)}q")
 _forward = partial(Forward.__new__, Forward)  # as in ``ops``
@@ -122,6 +125,8 @@ class WholeLayers:
         self._scratch = torch.empty(0, dtype=torch.uint8)
         self._divisions: dict[tuple[int, int], _Division] = {}
         """Of the scratch, by rows and threads of a forward: a drafter runs other numbers of rows in turn."""
+        self._calls: dict[tuple[int, int], tuple[bytes, list[ctypes.Array[ctypes.c_int64]]]] = {}
+        """Words of the first of some layers that are one call, and of those that follow it; by first and last + 1."""
         self._own: _Division | None = None
         """That of the forward which was begun."""
         self._rows: Rows | None = None
@@ -205,6 +210,20 @@ class WholeLayers:
             ops._run_layer(self._dtype, work, kernel)
             add_up()
         return hidden
+
+    def run_more(self, number: int, end: int) -> int:
+        """Run a layer, and those behind it before ``end`` that make one call with it; return the next one's number."""
+        assert self._own is not None
+        bound, rows = self._layers[number], self._own.hidden.shape[0]
+        last = min(end, number + TOGETHER_WORK // (rows * bound.weights))
+        if last < number + 2 or len(bound.kernels) > 1:
+            self.run(number)
+            return number + 1
+        call = self._calls.get((number, last))
+        if call is None:
+            call = self._calls[number, last] = _joined([bound.kernels[0] for bound in self._layers[number:last]])
+        ops._run_layer(self._dtype, rows * bound.weights, call[0])
+        return last
 
     def operands(self, number: int) -> dict[str, Tensor]:
         """Return the tensors that a layer reads and writes, by their names in ``Layer`` and ``Forward``."""
@@ -296,7 +315,7 @@ def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:
         factors=at["factors"], sinks=at["sinks"], cache=cache.data_ptr(),
         sequence_stride=cache.itemsize * cache.stride(0), row_stride=cache.itemsize * cache.stride(1),
         feeds=0, mlp_norm=0, mlp_epsilon=0, gate_up=0, gate_up_stride=0, gate_up_codes=0, channels=0, down=0,
-        down_stride=0, down_codes=0,
+        down_stride=0, down_codes=0, following=0,
     )  # fmt: skip
     whole = attends._replace(
         feeds=1, mlp_norm=at["mlp_norm"], mlp_epsilon=_units(block.mlp_norm), gate_up=gate_up,
@@ -312,6 +331,18 @@ def _bound(block: Block, cache: Tensor, forward: int, alone: bool) -> _Bound:
         codes=codes,
         weights=weights,
     )
+
+
+def _joined(kernels: Sequence[bytes]) -> tuple[bytes, list[ctypes.Array[ctypes.c_int64]]]:
+    """Return the words of the first of some layers, and those of the others, each of which follows the one before."""
+    words, kept, following = ctypes.c_int64 * len(Layer._fields), list[ctypes.Array[ctypes.c_int64]](), 0
+    for kernel in reversed(kernels[1:]):
+        kept.append(words.from_buffer_copy(kernel))
+        kept[-1][Layer._fields.index("following")] = following
+        following = ctypes.addressof(kept[-1])
+    first = words.from_buffer_copy(kernels[0])
+    first[Layer._fields.index("following")] = following
+    return bytes(first), kept
 
 
 def _tensors(block: Block) -> dict[str, Tensor | None]:

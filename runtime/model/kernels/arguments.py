@@ -328,6 +328,8 @@ class Layer(NamedTuple):
     """[H, m]"""
     down_stride: int
     down_codes: int
+    following: int = 0
+    """Address of the words of the layer that is run behind this one; 0: none."""
 
 
 class Forward(NamedTuple):

@@ -1,4 +1,4 @@
-"""A whole layer as one kernel: a team of threads is started once, and its threads wait for each other in between.
+"""Whole layers as one kernel: a team of threads is started once, and its threads wait for each other in between.
 
     norm ── qkv ┆ rotate, write to the cache ┆ attend ┆ o + residual ┆ norm ── gate, up, product ┆ down + residual
 
@@ -24,14 +24,25 @@ from runtime.model.kernels.rowwise import gate_row, norm_row
 from runtime.model.kernels.subroutines import subroutine
 from runtime.model.kernels.team import barrier, thread, threads
 
-layer_arguments, forward_arguments, codes_at = arguments_of(Layer), arguments_at(Forward), arguments_at(Codes)
+layer_arguments, layer_at, codes_at = arguments_of(Layer), arguments_at(Layer), arguments_at(Codes)
+forward_arguments = arguments_at(Forward)
 
 
 def layer(data: Any) -> None:
-    """Run a layer, or one of its halves; arguments: ``Layer``."""
+    """Run a layer, or one of its halves, and those that follow it; arguments: ``Layer``."""
     a = layer_arguments(data)
-    f = forward_arguments(a.forward)
     me, team = np.int64(thread()), np.int64(threads())
+    _layer(data, a, me, team)
+    while a.following:
+        barrier()
+        a = layer_at(a.following)
+        _layer(data, a, me, team)
+
+
+@subroutine(apart=True)
+def _layer(data: Any, a: Any, me: Any, team: Any) -> None:
+    """Run a layer, or one of its halves."""
+    f = forward_arguments(a.forward)
     if a.attends:
         x = f.x
         if a.attention_norm:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plans.schema import WeightFormat
 from runtime.comm.groups import Group
-from runtime.model import ops
+from runtime.model import ops, whole_layers
 from runtime.model.blocks import Eagle3Layer, Layer
 from runtime.model.kernels.arguments import MANY_ROWS
 from runtime.model.kv_codes import MOST_CODE, encoded
@@ -107,6 +107,36 @@ def test_two_layers_have_the_bits_of_their_steps(dtype: torch.dtype, threads: in
                 hidden = layer(hidden, cache, rows)
                 assert torch.equal(whole.run(number), hidden)
                 assert torch.equal(mine[number].view(torch.uint8), cache.view(torch.uint8))
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_layers_of_one_call_have_the_bits_of_one_by_one(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as their work allows, of each row, and up to where the residual is read."""
+    before, sizes = torch.get_num_threads(), {"hidden": 64, "heads": 4, "kv_heads": 2, "dims": 32, "channels": 96}
+    torch.set_num_threads(threads)
+    layers = [make_layer(torch.float32, seed, normed=seed == 2, **sizes) for seed in (1, 2, 3, 4)]
+    caches = [seeded(3, 45, 4, 32, dtype=torch.float32, seed=seed) for seed in (1, 2, 3, 4)]
+    mine = [cache.clone() for cache in caches]
+    one_by_one, together = WholeLayers(layers, caches), WholeLayers(layers, mine)
+    weights = one_by_one._layers[0].weights
+    for n, end, work, parts in (
+        (1, 4, 1 << 30, [4]),
+        (1, 3, 1 << 30, [3]),
+        (2, 4, 9 * weights, [2, 4]),
+        (3, 2, 1, [1, 2]),
+    ):
+        monkeypatch.setattr(whole_layers, "TOGETHER_WORK", work)
+        rows, hidden = make_rows(torch.float32, n, 32, indexed=False), seeded(2 * n, 64, dtype=torch.float32)
+        one_by_one.begin(hidden, rows)
+        expected = [one_by_one.run(number) for number in range(end)][-1]
+        residual, number, ends = together.begin(hidden, rows), 0, []
+        while number < end:
+            number = together.run_more(number, end)
+            ends.append(number)
+        assert ends == parts
+        assert torch.equal(residual, expected)
+        assert all(torch.equal(a, b) for a, b in zip(caches, mine, strict=True))
     torch.set_num_threads(before)
 
 

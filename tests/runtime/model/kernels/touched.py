@@ -358,13 +358,16 @@ def checked_run(kernel: Any, dtype: torch.dtype, work: int, call: Any) -> None:
 
 
 def checked_run_layer(dtype: torch.dtype, work: int, packed: bytes) -> None:
-    """Run a layer as ``ops._run_layer`` does; assert first that it touches nothing but its operands.
+    """Run layers as ``ops._run_layer`` does; assert first that they touch nothing but their operands.
 
-    Called by ``WholeLayers.run``, whose scratch has the parts that the layer is given.
+    Called by ``WholeLayers.run`` and ``run_more``, whose scratch has the parts that the layers are given.
     """
-    caller = sys._getframe(1).f_locals
-    call = Layer(*struct.unpack(f"{len(Layer._fields)}q", packed))
-    _check(call, dtype, caller["self"].operands(caller["number"]))
+    caller, count = sys._getframe(1).f_locals, len(Layer._fields)
+    number, call = caller["number"], Layer(*struct.unpack(f"{count}q", packed))
+    _check(call, dtype, caller["self"].operands(number))
+    while call.following:
+        number, call = number + 1, Layer(*words(call.following, count))
+        _check(call, dtype, caller["self"].operands(number))
     _run_layer(dtype, work, packed)
 
 
