@@ -19,7 +19,7 @@ from plans.buffer import TERMS, Buffer, Term
 from plans.caches import cache_shape, caches_of, stored_shape
 from plans.graphs import POOL, divides_heads
 from plans.kv import KvShare, kv_share
-from plans.layer_buffers import ATTENTION_SCRATCH, Layers, coded_products, coded_table, layer_buffers, values_of_codes
+from plans.layer_buffers import Layers, coded_products, coded_table, layer_buffers, values_of_codes
 from plans.quantized import draft_embed_format, draft_head_format
 from plans.rotary import tables
 from plans.schema import Draft, Model, Options, Plan
@@ -30,6 +30,7 @@ from plans.step import (
     candidate_words,
     carry_planes,
     draft_rows,
+    draft_step_rows,
     draft_tree_rows,
     forward_rows,
     message_words,
@@ -59,6 +60,7 @@ def stage_buffers(
         prefix="",
         hidden=hidden,
         rows=rows,
+        step_rows=verify_rows(options),
         group_size=group_size,
         gpu=gpu,
         tables=len(tables(model)),
@@ -141,7 +143,15 @@ def draft_buffers(
     assert options.tree is not None, "a draft comes with a tree"
     rows, beam, hidden = draft_rows(draft, options), read_rows(draft, options), draft.hidden_size
     words, pool = candidate_words(draft, options), pool_rows(options)
-    common = Layers(options=options, prefix="draft.", hidden=hidden, rows=rows, group_size=group_size, gpu=gpu)
+    common = Layers(
+        options=options,
+        prefix="draft.",
+        hidden=hidden,
+        rows=rows,
+        step_rows=draft_step_rows(draft, options),
+        group_size=group_size,
+        gpu=gpu,
+    )
     tree, normed = draft_tree_rows(draft, options), 0 if draft.fc_norm is None else draft.fc_width
     seen = cache_shape(options, draft.attention, share, 1, tree)[2]
     return (
@@ -187,14 +197,11 @@ def with_graph_pool(buffers_of: Callable[[Options], tuple[Buffer, ...]], options
     """Return buffers and the pool of the captured steps of a GPU: the temporaries of runtime.decode.graphs.
 
     ``buffers_of``: all buffers of a device, or of one part of it, by options. The pool of a device is at most the sum
-    of those of its parts. However few rows attend, they do in as many splits as take the memory of the most rows of any
-    forward (``runtime.model.mask.splits_of``).
+    of those of its parts.
     """
-    buffers, of_steps = buffers_of(options), buffers_of(replace(options, prefill_chunk=1))
-    attending = [buffer for buffer in buffers if buffer.name.endswith(ATTENTION_SCRATCH)]
-    others = [buffer for buffer in of_steps if buffer.scratch and not buffer.name.endswith(ATTENTION_SCRATCH)]
-    temporaries = sum(buffer.nbytes for buffer in (*attending, *others))
-    return *buffers, Buffer(name=POOL, term="buffers", dtype="uint8", shape=(temporaries,))
+    of_steps = buffers_of(replace(options, prefill_chunk=1))
+    temporaries = sum(buffer.nbytes for buffer in of_steps if buffer.scratch)
+    return *buffers_of(options), Buffer(name=POOL, term="buffers", dtype="uint8", shape=(temporaries,))
 
 
 def _logits(options: Options, nodes: int, rows: int, gpu: bool) -> tuple[Buffer, ...]:

@@ -17,6 +17,7 @@ By context and head_dim attention goes through the cache SCORE_COLUMNS rows at a
 
 from dataclasses import dataclass
 
+from plans.attention_splits import partial_rows
 from plans.buffer import Buffer, Term
 from plans.caches import CacheShape, cache_shape
 from plans.dtypes import BUFFER_BYTES, DTYPE_BYTES, KV_CODES, KV_SCALE_BYTES
@@ -44,8 +45,6 @@ Its input in float32 is within what the experts take later."""
 FUSED_ROWS = 32
 """Multiple to which the kernel of fused attention pads the rows of its log-sum-exp."""
 
-ATTENTION_SCRATCH = "scratch.attention"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layers:
@@ -55,6 +54,8 @@ class Layers:
     prefix: str
     hidden: int
     rows: int
+    step_rows: int
+    """Most rows of a step."""
     group_size: int
     gpu: bool
     tables: int = 1
@@ -97,9 +98,11 @@ def layer_buffers(
     widened = 4 if common.widens else 0
     copies = (4 if attention.qk_norm else 3) + widened
     attention_width = (4 + widened) * common.hidden + copies * (heads + share.heads) * dims
-    # model.ops.fused: normed input and residual, q k v, the kernel's output and its copy in order; on a GPU the splits
-    # of mask.splits_of in float32 before they are merged, of 16 bits as many values as `accumulated`
-    accumulated = 0 if dtype == "float32" else BUFFER_BYTES["float32"] // DTYPE_BYTES[dtype] * heads * dims
+    # model.ops.fused: normed input and residual, q k v, the kernel's output and its copy in order; on a CPU the output
+    # in float32, of 16 bits as many values as `accumulated`
+    accumulated = (
+        0 if common.gpu or dtype == "float32" else BUFFER_BYTES["float32"] // DTYPE_BYTES[dtype] * heads * dims
+    )
     fused_width = 2 * common.hidden + (3 * heads + 2 * share.heads) * dims + accumulated
     # model.layers.GatedMlp, model.experts.Experts: 4 H as in attention
     mlp_width = (4 + widened) * common.hidden + max(_mlp_width(mlp, common, mlp_units) for mlp in mlps)
@@ -114,7 +117,7 @@ def layer_buffers(
     return (
         buffer("rotary", "buffers", (2 * common.tables, rotary_rows(common.options), dims)),
         *masks,
-        buffer(ATTENTION_SCRATCH, "buffers", (rows, max(attention_width, fused_width))),
+        buffer("scratch.attention", "buffers", (rows, max(attention_width, fused_width))),
         buffer("scratch.mlp", "buffers", (rows, mlp_width)),
         # what the router picks experts by: model.router.Router
         Buffer(name=f"{common.prefix}scratch.router", term="buffers", dtype="float32", shape=(values, rows, routed)),
@@ -123,7 +126,17 @@ def layer_buffers(
         # sums of squares of all query heads and of all keys, and as in scratch.reduce: model.layers.Attention
         Buffer(name=f"{common.prefix}scratch.squares", term="comm", dtype="float32", shape=(2, rows, squares)),
         *_query_factors(common),
+        *_splits(common, heads, dims, max(shape[2] for shape in caches.values()) - tree),
         *_partial(common, share, heads, attention),
+    )
+
+
+def _splits(common: Layers, heads: int, dims: int, cache_rows: int) -> tuple[Buffer, ...]:
+    """Return the partial results of a GPU's attention, with the logarithm of their weights, before they are merged."""
+    rows = partial_rows(cache_rows, common.step_rows) if common.gpu else 0
+    shape = (rows, heads, dims + 1)
+    return (
+        (Buffer(name=f"{common.prefix}scratch.splits", term="buffers", dtype="float32", shape=shape),) if rows else ()
     )
 
 

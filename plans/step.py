@@ -55,11 +55,6 @@ def tree_for(options: Options, sequences: int) -> Tree | None:
     return next(tree for most, tree in steps(options) if sequences <= most)
 
 
-def verified_sequences(options: Options, nodes: int) -> int:
-    """Return the most sequences of a step that verifies trees of so many nodes; without a draft any step may."""
-    return max((most for most, tree in steps(options) if tree and _nodes(tree) == nodes), default=options.batch)
-
-
 def step_options(options: Options, sequences: int, tree: Tree | None) -> Options:
     """Return the options of a step with so many sequences and a tree: its rows and messages follow from them."""
     return replace(options, batch=sequences, tree=tree, schedule=None)
@@ -127,12 +122,16 @@ def mask_rows(draft: Draft, tree: Tree | None) -> int:
 
 def draft_rows(draft: Draft, options: Options) -> int:
     """R of the drafter: the longest of a prefill chunk, the rows of the accepted paths with masks, and the beams."""
-    passes = (
+    return max(options.prefill_chunk, draft_step_rows(draft, options))
+
+
+def draft_step_rows(draft: Draft, options: Options) -> int:
+    """Most rows of a pass of the drafter in a step: of the accepted paths with masks, or of the beams."""
+    return max(
         sequences * rows
         for sequences, tree in steps(options)
         for rows in (accept_rows(options) + mask_rows(draft, tree), _beam(tree))
     )
-    return max(options.prefill_chunk, *passes)
 
 
 def read_rows(draft: Draft, options: Options) -> int:

@@ -16,11 +16,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from plans.attention_splits import splits_of
 from plans.kv import kv_shares
 from plans.places import is_padded
 from plans.schema import Plan, Tree
 from plans.slots import draft_slots, vocabulary_rows
-from plans.step import accept_rows, draft_rows, draft_tree_rows, fed_rows, mask_rows
+from plans.step import accept_rows, draft_step_rows, draft_tree_rows, fed_rows, mask_rows
 from runtime.comm.groups import Comm
 from runtime.decode.head_layers import bind_head
 from runtime.decode.messages import FeatureMessage, among
@@ -31,7 +32,7 @@ from runtime.image.dtypes import DTYPES
 from runtime.model import ops
 from runtime.model.blocks import Binder, Embed, Slots
 from runtime.model.layers import Rows, hide, rotary_at, rotary_tables
-from runtime.model.mask import Mask, splits_of, words_of
+from runtime.model.mask import Mask, words_of
 from runtime.model.split_kv import attend_of, cache_of, own_frequencies, reads_bias, shared
 
 
@@ -64,7 +65,7 @@ class Drafter:
         self._cache = cache_of([memory.buffer("draft.kv")], draft_tree_rows(draft, options), options.batch, share)
         if len(self._cache.sequences) == options.batch:
             self._head.run_whole(self._cache.layers)
-        self._most_rows, self._device = draft_rows(draft, options), self._cache.lengths.device
+        self._step_rows, self._device = draft_step_rows(draft, options), self._cache.lengths.device
         reads = reads_bias(share, self._cache.layers[0])
         self._bias = memory.buffer("draft.bias") if reads else None
         self._beams = memory.buffer("draft.beam") if reads else None
@@ -141,7 +142,6 @@ class Drafter:
         cache = self._cache
         if ops.is_cpu(positions):
             return None
-        rows = positions.shape[0] // lengths.shape[0]
         hides_tree = self._share.axis == "context" and self._share.part > 0  # it is on every member, and counts once
         return Mask(
             positions=positions,
@@ -153,7 +153,7 @@ class Drafter:
             window=None,
             part=cache.part,
             parts=cache.parts,
-            splits=splits_of(cache.rows - cache.tree_rows, rows, self._batch, self._most_rows),
+            splits=splits_of(cache.rows - cache.tree_rows, len(positions), self._step_rows),
             counters=cache.counters,
         )
 

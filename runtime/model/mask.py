@@ -11,10 +11,6 @@ from torch import Tensor
 
 WORD = 32
 """Bits of a word."""
-SPLITS = 16
-"""Most splits of a cache."""
-SPLIT_ROWS = 256
-"""Least cache rows of a split."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,18 +38,6 @@ class Mask:
     """Parts of the cache that are attended to at once, and merged."""
     counters: Tensor | None = None
     """int32 [B * k], zeros: splits that are written, of each KV head of a sequence; None: of a cache of one split."""
-
-
-def splits_of(cache_rows: int, rows: int, sequences: int, most_rows: int) -> int:
-    """Return the splits in which ``rows`` rows of a sequence attend to its cache.
-
-    ``sequences``: most that a forward of such rows may have, by the plan; ``most_rows``: most rows of any forward. The
-    partial results of all splits then take no more than the results of ``most_rows`` rows in float32
-    (`scratch.attention` in plans/layer_buffers.py). How many sequences run, and how long they are, does not count: with
-    the same tree the attention of a sequence has the same bits alone and beside others. So a plan of many sequences has
-    few splits of its trees, when one sequence runs, too.
-    """
-    return max(1, min(SPLITS, most_rows // (rows * sequences), -(-cache_rows // SPLIT_ROWS)))
 
 
 def words_of(visible: Tensor) -> Tensor:

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from plans.attention_splits import splits_of
 from plans.kv import KvShare
 from plans.schema import Options
-from plans.step import forward_rows, verified_sequences
+from plans.step import verify_rows
 from runtime.model import ops
 from runtime.model.kvcache import KvCache
 from runtime.model.layers import Rows, hide
-from runtime.model.mask import Mask, splits_of
+from runtime.model.mask import Mask
 
 
 class View:
@@ -52,7 +53,7 @@ class View:
         if self._bias is not None:
             bias, oldest = self._bias_of_chunk(self._bias[:width, : stop - start], positions, last)
         if not ops.is_cpu(positions):
-            mask = self._mask(positions.flatten(), None, cache.lengths[own], 1, appended=last + 1, tree=0)
+            mask = self._mask(positions.flatten(), None, cache.lengths[own], appended=last + 1, tree=0)
         return Rows(
             rotary=tuple(rotary),
             query_factors=query_factors,
@@ -77,14 +78,9 @@ class View:
         self._hide(bias, self._held(end, bias.shape[1]), asking)
         return bias[None, None], cache.oldest(end, 0)
 
-    def _mask(
-        self, positions: Tensor, ancestors: Tensor | None, lengths: Tensor, sequences: int, *, appended: int, tree: int
-    ) -> Mask:
-        """Return the mask of a forward on a GPU; arguments as in ``Mask``.
-
-        ``sequences``: most that a forward of such rows may have.
-        """
-        cache, rows = self.cache, positions.shape[0] // lengths.shape[0]
+    def _mask(self, positions: Tensor, ancestors: Tensor | None, lengths: Tensor, *, appended: int, tree: int) -> Mask:
+        """Return the mask of a forward on a GPU; arguments as in ``Mask``."""
+        cache = self.cache
         return Mask(
             positions=positions,
             ancestors=None if self._hides_tree else ancestors,
@@ -95,7 +91,7 @@ class View:
             window=self._window,
             part=cache.part,
             parts=cache.parts,
-            splits=splits_of(cache.rows - cache.tree_rows, rows, sequences, forward_rows(self._options)),
+            splits=splits_of(cache.rows - cache.tree_rows, len(positions), verify_rows(self._options)),
             counters=cache.counters,
         )
 
@@ -117,8 +113,7 @@ class View:
             words, positions = packed
             if self._window is not None and nodes > self._window:
                 words, _ = ops.packed(visible, lengths)
-            most = verified_sequences(self._options, nodes)
-            mask = self._mask(positions, words, lengths, most, appended=0, tree=nodes)
+            mask = self._mask(positions, words, lengths, appended=0, tree=nodes)
         if self._bias is not None:
             bias = self._bias[: count * nodes].view(count, nodes, -1)[:, :, : stop - tree.start]  # [b, N, t]
             asking = None if depths is None else (depths + (lengths - 1)).flatten()  # positions of the nodes

@@ -8,7 +8,6 @@ import pytest
 from plans.buffers import device_buffers
 from plans.check import check
 from plans.schema import Plan, ScheduledTree, Tree
-from plans.step import verified_sequences
 from tests.plan_factory import Group, group, make_device, make_draft, make_model, make_plan
 from tests.sample_plans import one_device_plan
 
@@ -54,11 +53,6 @@ def test_bad_schedules_are_refused(
     schedule: tuple[ScheduledTree, ...], kind: Literal["cpu", "cuda"], message: str
 ) -> None:
     assert any(str(violation).startswith(message) for violation in check(scheduled(schedule, kind=kind)))
-
-
-def test_trees_are_verified_for_at_most_so_many_sequences() -> None:
-    options = scheduled(ranges((1, chain(6)), (3, chain(4, 2)), (5, chain(4)), (7, None))).options
-    assert [verified_sequences(options, nodes) for nodes in (6, 4, 1)] == [2, 6, 8]
 
 
 def test_a_schedule_needs_a_draft_and_places_that_can_be_left_out() -> None:

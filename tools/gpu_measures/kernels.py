@@ -8,12 +8,13 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from gpu_measures.bench import ALONE, Bench, no_waits, say, say_rate, untried
+from plans.attention_splits import splits_of
 from plans.schema import WeightFormat
 from runtime.model import layers, ops
 from runtime.model.experts import Experts
 from runtime.model.kv_codes import MOST_CODE, decoded, encoded
 from runtime.model.layers import Linear
-from runtime.model.mask import Mask, splits_of, words_of
+from runtime.model.mask import Mask, words_of
 from runtime.model.router import Router
 from runtime.model.weights import Coded, product
 
@@ -48,7 +49,7 @@ class Attended:
         mask = Mask(
             positions=(length + number).flatten(), ancestors=words_of(seen[:, start - tree : start]) if tree else None,
             lengths=torch.full((1, 1), length, device=device), appended=0 if tree else n, tree=tree, start=start,
-            window=None, part=0, parts=1, splits=splits_of(rows - start, n, 1, 512),
+            window=None, part=0, parts=1, splits=splits_of(rows - start, n, 60),
             counters=torch.zeros(8, dtype=torch.int32, device=device),
         )  # fmt: skip
         bias = torch.zeros(n, rows, device=device, dtype=bench.dtype).masked_fill_(~seen, float("-inf"))

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from plans.attention_splits import partial_rows, splits_of, step_splits
 from runtime.model.kv_codes import MOST_CODE, decoded, encoded
-from runtime.model.mask import Mask, splits_of
+from runtime.model.mask import Mask
 from runtime.model.triton_kernels import attention
 from runtime.model.triton_kernels.masks import packed
 from tests.runtime.model.triton_kernels.interpreted import seeded
@@ -125,8 +126,40 @@ def test_parts_of_a_cache_are_merged_and_a_member_keeps_its_columns() -> None:
     torch.testing.assert_close(out, expected[:, 9:30])
 
 
+@EXAMPLES
+@given(
+    sizes=st.sampled_from(SIZES), dtype=st.sampled_from([torch.float32, torch.float16]), nodes=st.sampled_from([5, 9]),
+    length=st.integers(0, 150), window=st.sampled_from([None, 40]), splits=st.sampled_from([1, 3]),
+    sinks=st.booleans(), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_the_root_of_a_tree_has_the_bits_that_it_has_alone(
+    sizes: tuple[int, int, int], dtype: torch.dtype, nodes: int, length: int, window: int | None, splits: int,
+    *, sinks: bool, seed: int,
+) -> None:  # fmt: skip
+    """Whether attention merges its splits by itself or not: of the root alone it does, of 5 nodes of some heads too."""
+    (heads, kv_heads, dims), ends = sizes, torch.tensor([[length]])
+    ancestors = torch.rand((1, nodes, nodes), generator=torch.Generator().manual_seed(seed)) < 0.4
+    ancestors[:, :, 0], ancestors[:, 0, 1:] = True, False
+    words, positions = packed(ancestors, ends)
+    own_sinks = seeded(heads, dtype=dtype, seed=seed) if sinks else None
+    tree = Mask(
+        positions=positions, ancestors=words, lengths=ends, appended=0, tree=nodes, start=START, window=window, part=0,
+        parts=1, splits=splits, counters=torch.zeros(kv_heads, dtype=torch.int32),
+    )  # fmt: skip
+    cache = seeded(1, START + (50 if window else 160), 2 * kv_heads, dims, dtype=dtype, seed=seed)
+    qkv = seeded(nodes, heads + 2 * kv_heads, dims, dtype=dtype, seed=seed)
+    out = attention.attend(qkv, heads, cache, 0, tree, scale=0.7, sinks=own_sinks)
+    cache[:, START - 1] = cache[:, START - nodes]
+    plain = replace(tree, positions=positions[:1], ancestors=words[:1] & 1, tree=1)
+    alone = attention.attend(qkv[:1].clone(), heads, cache, 0, plain, scale=0.7, sinks=own_sinks)
+    assert torch.equal(alone, out[:1])
+
+
 def test_splits_follow_from_the_plan_and_their_results_fit_into_its_scratch() -> None:
-    assert [splits_of(8320, rows, 1, 512) for rows in (1, 60, 480, 512)] == [16, 8, 1, 1]
-    assert [splits_of(8320, 1, sequences, 512) for sequences in (1, 64, 512)] == [16, 8, 1]
-    assert splits_of(300, 1, 1, 512) == 2
-    assert splits_of(8320, 60, 1, 60) == 1
+    assert [step_splits(8320, rows) for rows in (1, 60, 480, 4096, 5000)] == [16, 16, 8, 1, 1]
+    assert [step_splits(rows, 60) for rows in (100, 300, 8320)] == [1, 2, 16]
+    assert [splits_of(8320, rows, 480) for rows in (1, 60, 480, 512, 2000, 9999)] == [8, 8, 8, 7, 1, 1]
+    for step_rows in (1, 60, 480, 4096, 5000):
+        for rows in (1, 60, 512, 4096, 9999):
+            if (splits := splits_of(8320, rows, step_rows)) > 1:
+                assert splits * rows <= partial_rows(8320, step_rows) <= 4096
