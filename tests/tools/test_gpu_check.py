@@ -24,6 +24,7 @@ sys.path.insert(0, str(TOOLS))
 
 import gpu_check  # noqa: E402
 import gpu_parts  # noqa: E402
+from gpu_measures import system  # noqa: E402
 from gpu_measures.bench import Bench  # noqa: E402
 
 MOST_S = 600
@@ -208,6 +209,21 @@ def test_the_sanitizer_watches_small_steps(
     caching, *options, program, first, second, small = (tmp_path / "called").read_text().split()
     assert (caching, options[0], first, second, small) == ("1", "--error-exitcode", "first_use", "experts", "--small")
     assert Path(program) == TOOLS / "gpu_parts.py"
+
+
+def test_a_command_of_a_part_that_does_not_end_is_ended_with_what_it_started(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\nsleep 60 & echo $! > {tmp_path}/child\nwait\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setattr(system, "SANITIZER_S", 0.5)
+    gpu_parts.PARTS["sanitizer"](OnMeta(CUDA))
+    row = json.loads(capsys.readouterr().out)
+    assert (row["measured"], row["verdict"]) == ("no end within 0.5 s", "not tried")
+    status = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/status")
+    assert not status.exists() or "Z (zombie)" in status.read_text()
 
 
 def test_several_parts_are_run_at_small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,11 +18,31 @@ from gpu_measures.bench import GIGA, ROOT, Bench, say, say_rate, untried
 from runtime.image.slots import CudaCopies
 from runtime.image.transfer import Host, hash_file, upload
 
+Ended = subprocess.CompletedProcess[str]
 TOOLKITS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
 """Where CUDA's toolkit has compute-sanitizer."""
 SANITIZER = ("--error-exitcode", "9", "--report-api-errors", "no", "--launch-timeout", "0")
 """Options: an exit code of its own; accesses alone, as libraries call for what a driver may not have; a program may
 take long to begin (Compute Sanitizer, command line options)."""
+
+
+SANITIZER_S, LIST_S = 38, 8
+"""Time that compute-sanitizer and ``nvidia-smi -L`` have, within that of their parts."""
+
+
+def ended(command: Sequence[str], seconds: float, environment: Mapping[str, str] = os.environ) -> Ended:
+    """Run a command to its end; past ``seconds`` end it, with all that it has started, and raise TimeoutError."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        out, error = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise TimeoutError(f"no end within {seconds:g} s") from None
+    return subprocess.CompletedProcess(command, process.returncode, out, error)
 
 
 def machine(bench: Bench) -> None:
@@ -122,7 +144,11 @@ def devices(bench: Bench) -> None:
     if shutil.which("nvidia-smi") is None:
         untried("MIG slices", "no nvidia-smi in PATH")
         return
-    report = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, errors="replace")
+    try:
+        report = ended(["nvidia-smi", "-L"], LIST_S)
+    except TimeoutError as error:
+        untried("MIG slices", f"nvidia-smi -L: {error}")
+        return
     slices = [line for line in report.stdout.splitlines() if "MIG" in line]
     if report.returncode:
         untried("MIG slices", f"nvidia-smi -L: exit {report.returncode}")
@@ -143,6 +169,10 @@ def sanitizer(bench: Bench) -> None:
         return
     program = [sys.executable, str(ROOT / "tools/gpu_parts.py"), "first_use", "experts", "--small"]
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    done = subprocess.run([tool, *SANITIZER, *program], capture_output=True, text=True, env=environment)
+    try:
+        done = ended([tool, *SANITIZER, *program], SANITIZER_S, environment)
+    except TimeoutError as error:
+        untried(what, str(error))
+        return
     last = next((line for line in reversed(done.stdout.splitlines()) if line.startswith("=")), "")
     say(what, "no errors, exit 0", f"{last.strip('= ')[:60]}, exit {done.returncode}", done.returncode == 0)
