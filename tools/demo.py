@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 from typing import get_args
 
-import torch
 import yaml
 
 from demo_model import DemoError, cache_directory, ensure_model
+from demo_rates import Rates, measured
+from plans import codec
 from plans.schema import RoundedWeights
 from runtime.commands.prompts import DEFAULT_PROMPT
-from runtime.model.kernels.processor import multiplies_tiles
 
 ROOT = Path(__file__).parents[1]
 HEAD = ROOT / "tools" / "smollm2_head"
@@ -26,11 +26,6 @@ PLAN = ROOT / "plans" / "smollm2-4cpu"
 QUESTION = "Why is the sky blue? Explain it to a child."
 FIGURES = re.compile(r"([0-9.]+) tokens/s, mean acceptance length ([0-9.]+),")
 INVENTORY = PLAN / "inventory.yaml"
-AMX_RATE = "650 GFLOP/s"
-"""Rate of a device where bfloat16 products use AMX. A product of 16 rows reached 328 GFLOP/s on one thread, beside
-another device (`planner inventory --measure`), and took as long as one of a row; predicted times count half of a rate.
-The catalogue's 100 GFLOP/s are right without AMX: with AVX-512 BF16 a thread reached 50 at 16 rows. The planner's
-choice of the tree follows from it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +49,7 @@ class Decoded:
     acceptance_length: float
 
 
-def embedded(prompt: str | None, new_tokens: int | None, weights: str | None = None) -> Demo:
+def embedded(prompt: str | None, new_tokens: int | None, weights: RoundedWeights | None = None) -> Demo:
     """Return the demo of the embedded model, which was trained on Python and continues a file."""
     plan = ROOT / "plans" / "demo" if weights is None else cache_directory(dict(os.environ)) / f"demo-{weights}"
     return Demo(
@@ -65,37 +60,40 @@ def embedded(prompt: str | None, new_tokens: int | None, weights: str | None = N
     )
 
 
-def chat(question: str | None, new_tokens: int | None, weights: str | None = None) -> Demo:
+def chat(question: str | None, new_tokens: int | None, weights: RoundedWeights | None = None) -> Demo:
     """Return the demo of SmolLM2-135M-Instruct, whose model is fetched and converted if need be; raise DemoError."""
     step("The model: SmolLM2-135M-Instruct, converted once and kept in the cache")
     cache = cache_directory(dict(os.environ))
     model = ensure_model(cache, say, Bar().show)
     say(str(model))
+    rates = measured(weights)
+    reached = f"{rates.bytes_per_s / 1e9:.1f} GB/s, {rates.flops_per_s / 1e9:.0f} GFLOP/s"
+    say(f"measured what products reach on a thread, by which the tree is chosen: {reached} as in an inventory")
     return Demo(
         plan=cache / ("smollm2-4cpu" if weights is None else f"smollm2-4cpu-{weights}"),
-        build=(*build_options(model, own_inventory(cache, weights)), *rounding(weights)),
+        build=(*build_options(model, own_inventory(cache, weights, rates)), *rounding(weights)),
         prompt=QUESTION if question is None else question,
         run=("--chat", "--max-new-tokens", str(new_tokens or 200)),
     )
 
 
-def rounding(weights: str | None) -> tuple[str, ...]:
+def rounding(weights: RoundedWeights | None) -> tuple[str, ...]:
     """Return the options of `planner build` that round the weights of the model."""
     return () if weights is None else ("--weights", weights)
 
 
-def own_inventory(cache: Path, weights: str | None) -> Path:
-    """Return the inventory of the demo's devices on this machine, written to the cache where it differs.
+def own_inventory(cache: Path, weights: RoundedWeights | None, rates: Rates) -> Path:
+    """Return the demo's inventory with the rates of this processor, written to the cache.
 
-    Products of ``weights`` of other formats than int8 do not use AMX.
+    The bandwidths stay as unlike as they are in INVENTORY; the fastest has that of ``rates``.
     """
-    if weights not in (None, "int8") or not multiplies_tiles(torch.bfloat16):
-        return INVENTORY.relative_to(ROOT)
     inventory = yaml.safe_load(INVENTORY.read_text())
-    for host in inventory["hosts"]:
-        for device in host["devices"]:
-            device["flops"] = AMX_RATE
-    file = cache / "smollm2-4cpu-amx.yaml"
+    devices = [device for host in inventory["hosts"] for device in host["devices"]]
+    shares = [float(device["bandwidth"].removesuffix(" GB/s")) for device in devices]
+    for device, share in zip(devices, shares, strict=True):
+        device["bandwidth"] = f"{rates.bytes_per_s * share / max(shares) / 1e9:.1f} GB/s"
+        device["flops"] = f"{rates.flops_per_s / 1e9:.1f} GFLOP/s"
+    file = cache / ("smollm2-4cpu.yaml" if weights is None else f"smollm2-4cpu-{weights}.yaml")
     file.write_text(yaml.safe_dump(inventory, sort_keys=False))
     return file
 
@@ -191,6 +189,10 @@ def show(demo: Demo) -> int:
     run("planner", "show", str(demo.plan))
     step("The prompt")
     print(demo.prompt, flush=True)
+    if codec.load(demo.plan).draft is None:
+        step("Plain decoding: by the rates of this processor drafting would not pay")
+        decode(demo)
+        return 0
     step("EAGLE decoding, one process per device")
     draft = decode(demo)
     step("Plain decoding, without the EAGLE head")
