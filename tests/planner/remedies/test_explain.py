@@ -164,10 +164,10 @@ def test_changes_that_cannot_help_are_not_listed(tmp_path: Path) -> None:
 
 
 def test_one_more_device_keeps_the_names_and_numbers_of_the_others(plain: tuple[object, ...], tmp_path: Path) -> None:
-    hosts = [pcie("a", gpu("x1", 430)), pcie("b", gpu("x7", 430)), pcie("c", gpu("y0", 370))]
+    hosts = [pcie("a", gpu("x1", 400)), pcie("b", gpu("x7", 400)), pcie("c", gpu("y0", 340))]
     error = refused(ETHERNET | {"hosts": hosts}, (*plain, "--context", 1000, "--prefill-chunk", 16), tmp_path)
     changes = {c["change"]: yaml.safe_load(c["inventory"]) for c in error["changes"] if "one more" in c["change"]}
-    expected = [("a", 430, "x1", "x8"), ("c", 370, "y0", "y1")]
+    expected = [("a", 400, "x1", "x8"), ("c", 340, "y0", "y1")]
     assert list(changes) == [
         f"one more tiny-gpu of {kib} KiB on {name}, like {like}" for name, kib, like, _ in expected
     ]
