@@ -15,13 +15,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 PROGRAM = Path(__file__).with_name("gpu_parts.py")
 CPU_FACTOR = 5
 """Multiple of its time-out that a part may take on a CPU, which other work may share."""
+MOST_S = 600
+"""Time of all parts together on a GPU; one whose time-out does not fit any more is not begun."""
+ENDS_S = 3
+"""Time that a part has to end after a signal."""
 NO_DEVICE = 5
 """Exit code of a part that finds no CUDA device."""
 
@@ -94,8 +100,7 @@ def run(part: Part, device: str) -> tuple[list[Row], int]:
         out, error = process.communicate(timeout=seconds)
         code = process.returncode
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, error = process.communicate()
+        out, error = _killed(process)
         code = 124
     rows = [row for line in out.splitlines() if (row := _row(part, line)) is not None]
     last = next((line for line in reversed(error.splitlines()) if line.strip()), "no message")
@@ -105,6 +110,16 @@ def run(part: Part, device: str) -> tuple[list[Row], int]:
         reason = f"longer than {seconds} s" if code == 124 else f"exit code {code}: {last}"
         rows.append(Row(part=part.name, what=part.tries, predicted="an end", measured=reason, verdict="WRONG"))
     return rows, code
+
+
+def _killed(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    """End a part, which ends what it has started, or all of its group; return its outputs, none if it stays."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=ENDS_S)
+    return "", ""  # in a driver that does not return
 
 
 def _row(part: Part, line: str) -> Row | None:
@@ -139,15 +154,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [name for name in names if name not in {part.name for part in PARTS}]
     if unknown:
         parser.error(f"--only: unknown part {', '.join(unknown)}, expected some of {', '.join(p.name for p in PARTS)}")
-    rows, codes = list[Row](), list[int]()
-    for part in PARTS:
-        if part.name in names:
+    rows, codes, began = list[Row](), list[int](), time.monotonic()
+    for part in (part for part in PARTS if part.name in names):
+        if not options.cpu and time.monotonic() - began + part.seconds + 2 * ENDS_S > MOST_S:
+            reason = f"{MOST_S} s are over: run it with --only"
+            rows.append(Row(part=part.name, what=part.tries, predicted="", measured=reason, verdict="not tried"))
+        else:
             print(f"{part.name}: {part.tries}", file=sys.stderr, flush=True)
             more, code = run(part, "cpu" if options.cpu else "cuda")
             rows += more
             codes.append(code)
-            if options.json:  # after each part: what is known stays, however the check ends
-                options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        if options.json:  # after each part: what is known stays, however the check ends
+            options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     print(table(rows))
     if any(row.verdict == "WRONG" for row in rows):
         return 1

@@ -6,6 +6,7 @@ images. On a CPU, the same code runs on the embedded model, as far as it needs n
 """
 
 import argparse
+import signal
 import sys
 
 import torch
@@ -29,6 +30,7 @@ def main() -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device", file=sys.stderr)
         return 5
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what a part has started ends with it
     torch.manual_seed(0)
     if options.device == "cpu":
         torch.set_num_threads(1)

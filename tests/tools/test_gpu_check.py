@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,7 +28,6 @@ import gpu_parts  # noqa: E402
 from gpu_measures import system  # noqa: E402
 from gpu_measures.bench import Bench  # noqa: E402
 
-MOST_S = 600
 ROWS = {
     "machine": ["torch", "copy: GB/s"],
     "attention": ["tree: error against float32"],
@@ -35,6 +35,19 @@ ROWS = {
     "memory": ["bytes of buffers"],
 }
 """Some parts that run on a CPU within seconds, and rows of each."""
+
+
+def ends(process: int) -> bool:
+    """Return whether a process that was killed is gone, or a zombie, within some seconds."""
+    status, until = Path(f"/proc/{process}/status"), time.monotonic() + 10
+    while time.monotonic() < until:
+        try:
+            if "Z (zombie)" in status.read_text():
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def table(arguments: Sequence[str], tmp_path: Path) -> tuple[int, list[dict[str, str]]]:
@@ -45,7 +58,7 @@ def table(arguments: Sequence[str], tmp_path: Path) -> tuple[int, list[dict[str,
 
 
 def test_the_parts_take_ten_minutes_at_most_and_each_is_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert sum(part.seconds for part in gpu_check.PARTS) <= MOST_S
+    assert sum(part.seconds for part in gpu_check.PARTS) <= gpu_check.MOST_S
     assert [part.name for part in gpu_check.PARTS] == list(gpu_parts.PARTS)
     assert gpu_check.main(["--list"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(gpu_parts.PARTS)
@@ -222,8 +235,32 @@ def test_a_command_of_a_part_that_does_not_end_is_ended_with_what_it_started(
     gpu_parts.PARTS["sanitizer"](OnMeta(CUDA))
     row = json.loads(capsys.readouterr().out)
     assert (row["measured"], row["verdict"]) == ("no end within 0.5 s", "not tried")
-    status = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/status")
-    assert not status.exists() or "Z (zombie)" in status.read_text()
+    assert ends(int((tmp_path / "child").read_text()))
+
+
+def test_a_part_that_is_ended_ends_what_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a program that ignores its end the whole group is ended."""
+    program = tmp_path / "part.py"
+    program.write_text(
+        "import signal, sys\n"
+        f"sys.path[:0] = ['{TOOLS}', '{TOOLS.parent}']\n"
+        "from gpu_measures import system\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        f"system.ended(['/bin/sh', '-c', 'echo $$ > {tmp_path}/child; sleep 60'], 50)\n"
+    )
+    monkeypatch.setattr(gpu_check, "PROGRAM", program)
+    rows, code = gpu_check.run(gpu_check.Part(name="sanitizer", seconds=15, tries="it"), "cuda")
+    assert (code, [row.measured for row in rows]) == (124, ["longer than 15 s"])
+    assert ends(int((tmp_path / "child").read_text()))
+
+
+def test_a_part_that_does_not_fit_into_ten_minutes_any_more_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_check, "MOST_S", 40)
+    monkeypatch.setattr(gpu_check, "run", lambda part, device: ([], 0))
+    _, rows = table(["--only", "machine,attention"], tmp_path)
+    assert [(row["part"], row["measured"]) for row in rows] == [("attention", "40 s are over: run it with --only")]
 
 
 def test_several_parts_are_run_at_small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,9 +39,10 @@ def ended(command: Sequence[str], seconds: float, environment: Mapping[str, str]
     try:
         out, error = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
         raise TimeoutError(f"no end within {seconds:g} s") from None
+    finally:  # also where the part itself is ended
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     return subprocess.CompletedProcess(command, process.returncode, out, error)
 
 
