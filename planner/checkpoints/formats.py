@@ -19,7 +19,10 @@ from planner.errors import CheckpointError, ConfigError
 from plans.files import read_inside
 from plans.format import quote
 
-BEFORE_QUANTIZATION = "quantized weights are not read here: give the checkpoint before quantization"
+BEFORE_QUANTIZATION = (
+    "this format is not read here: give one in compressed-tensors, GPTQ, AWQ, FP8 or MXFP4, or the checkpoint before "
+    "quantization"
+)
 OF_MODELOPT = "hf_quant_config.json"
 """File beside a config in which ModelOpt has the settings of its quantizer."""
 MOST_SIDE_BYTES = 12 << 20

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from planner.checkpoints.checkpoint import SINGLE, read_checkpoint
+from planner.checkpoints.formats import BEFORE_QUANTIZATION
 from planner.errors import CheckpointError, ConfigError
 from planner.families import load_base
 from tests.planner.tiny_checkpoints import SMALL, bare, refused, saved
 
 LLAMA = SMALL | {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
-ADVICE = "quantized weights are not read here: give the checkpoint before quantization"
 
 CONFIGS: list[tuple[dict[str, Any], str]] = [
     (
@@ -41,7 +41,7 @@ def test_a_config_of_quantized_weights_is_refused_by_their_format(
     tmp_path: Path, keys: dict[str, Any], message: str
 ) -> None:
     file = bare(tmp_path, LLAMA | keys)
-    assert refused(ConfigError, lambda: load_base(file)) == f"{file}: {message}: {ADVICE}"
+    assert refused(ConfigError, lambda: load_base(file)) == f"{file}: {message}: {BEFORE_QUANTIZATION}"
 
 
 SIDE_FILES = [
@@ -63,7 +63,7 @@ def test_a_file_beside_a_config_that_does_not_say_so_tells_quantized_weights(
     config = bare(tmp_path, LLAMA)
     load_base(config)
     (tmp_path / name).write_text(json.dumps(content))
-    message = f"{tmp_path / name}: found weights in {form}: {ADVICE}"
+    message = f"{tmp_path / name}: found weights in {form}: {BEFORE_QUANTIZATION}"
     for path in (tmp_path, config):
         assert refused(CheckpointError, lambda path=path: load_base(path)) == message  # type: ignore[misc]
     other = tmp_path / "other.json"  # not the config that the file is about
@@ -204,7 +204,7 @@ def test_tensors_tell_quantized_weights_that_no_file_tells(
     save_file(whole | {name: tensor.clone() for name, tensor in tensors.items()}, where / SINGLE)
     text = refused(CheckpointError, lambda: load_base(where))
     assert text.startswith(f"{where}: model.layers.0.")
-    assert text.endswith(f"{message}: {ADVICE}")
+    assert text.endswith(f"{message}: {BEFORE_QUANTIZATION}")
 
 
 FILES = [

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from planner.checkpoints.checkpoint import INDEX, SINGLE, read_checkpoint
+from planner.checkpoints.formats import BEFORE_QUANTIZATION
 from planner.errors import ConfigError
 from planner.families import BaseInput, load_base, scan, within
 from planner.families.config import gated_mlp
@@ -455,7 +456,7 @@ KEYS: list[tuple[str, dict[str, Any], str]] = [
     (
         "qwen3_moe",
         {"quantization_config": {"quant_method": "hqq"}},
-        "quantization_config: found HQQ: quantized weights are not read here: give the checkpoint before quantization",
+        f"quantization_config: found HQQ: {BEFORE_QUANTIZATION}",
     ),
     (
         "qwen3_moe",
