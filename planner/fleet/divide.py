@@ -112,7 +112,8 @@ class Search:
         """Return a speed that no division exceeds, where the best one of proven templates has ``speed``."""
         while beside := self._beside(speed, load, settings):
             for template in beside:
-                self._settle(template)
+                if template in self.speeds:  # another one may have told that it does not fit
+                    self._settle(template)
         for template, enough in sorted(
             self._as_good(speed, self.speeds, self.unproven, load, settings).items(), key=lambda own: _order(own[0])
         ):
@@ -176,8 +177,7 @@ class Search:
             for template in unsolved:
                 if template not in self.speeds:  # another one may have told that it does not fit
                     continue
-                own = max(0, enough.get(template, self.speeds[template]) - 1)
-                if template in enough and self.is_slower(template, own):
+                if template in enough and self.is_slower(template, own := max(0, enough[template] - 1)):
                     self.speeds[template] = own
                 else:
                     self._settle(template)
