@@ -98,11 +98,10 @@ def layer_buffers(
     widened = 4 if common.widens else 0
     copies = (4 if attention.qk_norm else 3) + widened
     attention_width = (4 + widened) * common.hidden + copies * (heads + share.heads) * dims
-    # model.ops.fused: normed input and residual, q k v, the kernel's output and its copy in order; on a CPU the output
-    # in float32, of 16 bits as many values as `accumulated`
-    accumulated = (
-        0 if common.gpu or dtype == "float32" else BUFFER_BYTES["float32"] // DTYPE_BYTES[dtype] * heads * dims
-    )
+    # model.ops.fused: normed input and residual, q k v, the kernel's output and its copy in order; of 16 bits on a CPU
+    # an allowance of one output in float32 (a GPU's are `_splits`)
+    wide = BUFFER_BYTES["float32"] // DTYPE_BYTES[dtype]
+    accumulated = 0 if common.gpu or wide == 1 else wide * heads * dims
     fused_width = 2 * common.hidden + (3 * heads + 2 * share.heads) * dims + accumulated
     # model.layers.GatedMlp, model.experts.Experts: 4 H as in attention
     mlp_width = (4 + widened) * common.hidden + max(_mlp_width(mlp, common, mlp_units) for mlp in mlps)
@@ -134,10 +133,10 @@ def layer_buffers(
 def _splits(common: Layers, heads: int, dims: int, cache_rows: int) -> tuple[Buffer, ...]:
     """Return the partial results of a GPU's attention, with the logarithm of their weights, before they are merged."""
     rows = partial_rows(cache_rows, common.step_rows) if common.gpu else 0
-    shape = (rows, heads, dims + 1)
-    return (
-        (Buffer(name=f"{common.prefix}scratch.splits", term="buffers", dtype="float32", shape=shape),) if rows else ()
-    )
+    if rows == 0:
+        return ()
+    name, shape = f"{common.prefix}scratch.splits", (rows, heads, dims + 1)
+    return (Buffer(name=name, term="buffers", dtype="float32", shape=shape),)
 
 
 def _masked(

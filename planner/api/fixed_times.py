@@ -26,13 +26,7 @@ from planner.costs.topology import together
 from planner.costs.working_set import step_bytes
 from planner.demo_model import write_shorter
 from planner.hardware.inventory import parse_inventory
-from planner.hardware.measured import (
-    Computing,
-    Figure,
-    MeasuredLink,
-    device_data,
-    link_data,
-)
+from planner.hardware.measured import Computing, Figure, MeasuredLink, device_data, link_data
 from planner.problem.placed import draft_ns, messages_ns, parts_ns
 from plans.schema import Device, Plan, Tree
 from plans.strict_yaml import dump_yaml
@@ -79,7 +73,7 @@ class Timed:
 
     @property
     def tree_tables(self) -> int:
-        """The same of a step with a tree."""
+        """All of a step with a tree but its layers and the drafter."""
         return max(0, self.eagle - self.tree_layers - self.drafter)
 
 

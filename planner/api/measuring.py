@@ -12,12 +12,7 @@ from planner.api.fixed_times import demo_steps, with_awake, with_fixed_times
 from planner.api.samples import calibrated, joined
 from planner.errors import InputError
 from planner.hardware.inventory import parse_inventory
-from planner.hardware.measured import (
-    device_data,
-    link_data,
-    link_of,
-    rates_of,
-)
+from planner.hardware.measured import device_data, link_data, link_of, rates_of
 
 
 def measure(data: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:

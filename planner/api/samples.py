@@ -1,4 +1,4 @@
-"""What commands of the runtime measure on this machine, as they print it in JSON."""
+"""Samples that commands of the runtime take on this machine, as they print them in JSON."""
 
 import json
 import subprocess

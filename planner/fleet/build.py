@@ -87,12 +87,12 @@ class _Build:
 
     @property
     def given(self) -> FleetInput:
-        """What is divided."""
+        """The model, its drafter and the inventory."""
         return self.templates.given
 
     @property
     def request(self) -> FleetRequest:
-        """What is asked for."""
+        """The request of the fleet."""
         return self.templates.request
 
     def fleet(self) -> BuiltFleet:
@@ -172,14 +172,10 @@ class _Build:
     def is_slower(self, template: Template, speed: int) -> bool:
         """Tell whether no plan of a template, with any of its trees, is faster than a speed, by proof."""
         part = self.templates.parts[template.part]
-        own, regions = (
-            restricted(self.templates.inventory, part.devices),
-            self.upper.regions(part),
-        )
+        own, regions = restricted(self.templates.inventory, part.devices), self.upper.regions(part)
         inventory = neutral(self.templates.inventory, part.devices)
-        for _, acceptance_ppm, bound, draft_ns in self.upper.fastest_first(
-            self.templates.least_places(part, template.batch)
-        ):
+        count = self.templates.least_places(part, template.batch)
+        for _, acceptance_ppm, bound, draft_ns in self.upper.fastest_first(count):
             most_ns = acceptance_ppm * NS_PER_S // (speed + 1)
             if bound.least_ns(own, draft_ns if part.is_wide else None, regions) > most_ns:
                 continue

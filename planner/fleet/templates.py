@@ -1,4 +1,4 @@
-"""What a replica of a fleet may be: the parts of the machine, the batches, and the options of each."""
+"""Replicas that a fleet may have: the parts of the machine, the batches, and the options of each."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class FleetInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Templates:
-    """What is divided, and what a replica of it may be."""
+    """The input that is divided, and the replicas that it may be divided into."""
 
     given: FleetInput
     request: FleetRequest
